@@ -1,0 +1,151 @@
+"""The one place where signs, units and temperature are fixed.
+
+Every Boltzmann distribution in scqbm is a restricted Boltzmann machine at temperature 1,
+``p(v, h) = exp(-E(v, h)) / Z``, over a visible layer ``v`` and a hidden layer ``h``:
+
+* bits ``v, h`` in {0, 1}:
+  ``E = -(a.v + b.h + (v - 1/2)' W (h - 1/2))``
+* Gaussian visible units ``v`` in R, bits ``h``:
+  ``E = |v|^2 / 2 - (a.v + b.h + v' W (h - 1/2))``
+
+Couplings act on bits centred at one half, i.e. on half a spin: flipping the meaning of a bit only
+changes signs, and with ``W = 0`` the biases are log-odds (or Gaussian means).
+
+Annealers speak another dialect: spins ``s = 2 * bit - 1`` and a *plus* before the sums,
+``E = sum_i h_i s_i + sum_ij J_ij s_i s_j + offset``. Only :meth:`RBM.to_ising`,
+:func:`bits_to_spins` and :func:`spins_to_bits` translate.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+
+@dataclass(frozen=True)
+class RBM:
+    """A restricted Boltzmann machine as plain numbers; samplers receive this and nothing else.
+
+    Parameters
+    ----------
+    a
+        Visible biases, shape ``(n_visible,)``.
+    b
+        Hidden biases, shape ``(n_hidden,)``.
+    W
+        Couplings, shape ``(n_visible, n_hidden)``.
+    gaussian
+        Whether the visible units are real numbers with unit variance given the hidden ones.
+    """
+
+    a: Tensor
+    b: Tensor
+    W: Tensor
+    gaussian: bool = False
+
+    @property
+    def n_visible(self) -> int:
+        """Number of visible units."""
+        return self.W.shape[0]
+
+    @property
+    def n_hidden(self) -> int:
+        """Number of hidden units."""
+        return self.W.shape[1]
+
+    def _centre(self, v: Tensor) -> Tensor:
+        return v if self.gaussian else v - 0.5
+
+    def energy(self, v: Tensor, h: Tensor) -> Tensor:
+        """``E(v, h)``; bilinear, so independent probabilities give the expected energy."""
+        coupled = ((self._centre(v) @ self.W) * (h - 0.5)).sum(-1)
+        return self._confinement(v) - v @ self.a - h @ self.b - coupled
+
+    def free_energy(self, v: Tensor) -> Tensor:
+        """``F(v) = -log sum_h exp(-E(v, h))``."""
+        return self._confinement(v) + self.interaction(v)
+
+    def interaction(self, v: Tensor) -> Tensor:
+        """Free energy less the Gaussian confinement ``|v|^2 / 2`` (equal to it for bits)."""
+        x = self._centre(v) @ self.W
+        return -(v @ self.a) - (softplus(x + self.b) - x / 2).sum(-1)
+
+    def hidden_free_energy(self, h: Tensor) -> Tensor:
+        """``F(h)``: the same with the visible layer summed (or integrated) out."""
+        x = self.visible_field(h)
+        if self.gaussian:
+            return -(h @ self.b) - (x.square() / 2 + math.log(2 * math.pi) / 2).sum(-1)
+        shift = ((h - 0.5) @ self.W.T).sum(-1) / 2
+        return -(h @ self.b) + shift - softplus(x).sum(-1)
+
+    def _confinement(self, v: Tensor) -> Tensor | float:
+        return v.square().sum(-1) / 2 if self.gaussian else 0.0
+
+    def hidden_field(self, v: Tensor) -> Tensor:
+        """Log-odds of the hidden bits given ``v``."""
+        return self._centre(v) @ self.W + self.b
+
+    def visible_field(self, h: Tensor) -> Tensor:
+        """Log-odds (bits) or means (Gaussian) of the visible units given ``h``."""
+        return (h - 0.5) @ self.W.T + self.a
+
+    def scaled(self, factor: float | Tensor) -> RBM:
+        """The same biases with the couplings multiplied by ``factor`` (0: independent units)."""
+        return replace(self, W=self.W * factor)
+
+    def log_z_uncoupled(self) -> Tensor:
+        """Log partition function of the same biases without couplings."""
+        if self.gaussian:
+            visible = (self.a.square() / 2 + math.log(2 * math.pi) / 2).sum()
+        else:
+            visible = softplus(self.a).sum()
+        return visible + softplus(self.b).sum()
+
+    def transposed(self) -> RBM:
+        """Swap the layers (bits only)."""
+        if self.gaussian:
+            raise ValueError("A Gaussian layer cannot become the hidden layer.")
+        return RBM(a=self.b, b=self.a, W=self.W.T)
+
+    def to(self, *args, **kwargs) -> RBM:
+        """Move or cast the tensors as :meth:`torch.Tensor.to` does."""
+        return RBM(
+            self.a.to(*args, **kwargs),
+            self.b.to(*args, **kwargs),
+            self.W.to(*args, **kwargs),
+            self.gaussian,
+        )
+
+    def to_ising(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Fields, couplings and offset of the spin dialect that annealers minimise.
+
+        Returns
+        -------
+        ``h`` of shape ``(n_visible + n_hidden,)``, ``J`` of shape ``(n_visible, n_hidden)`` and a
+        scalar ``offset`` with ``E = h.s + s_v' J s_h + offset`` equal to :meth:`energy`.
+        """
+        if self.gaussian:
+            raise ValueError("Integrate the Gaussian layer out before asking for spins.")
+        fields = -torch.cat([self.a, self.b]) / 2
+        return fields, -self.W / 4, fields.sum()
+
+
+def bits_to_spins(bits: Tensor) -> Tensor:
+    """{0, 1} to {-1, +1}."""
+    return 2 * bits - 1
+
+
+def spins_to_bits(spins: Tensor) -> Tensor:
+    """{-1, +1} to {0, 1}."""
+    return (spins + 1) / 2
+
+
+def all_states(n_bits: int, start: int = 0, stop: int | None = None, **kwargs) -> Tensor:
+    """Rows ``start..stop`` of the table of all ``2 ** n_bits`` states; ``kwargs`` as in ``.to``."""
+    index = torch.arange(start, 2**n_bits if stop is None else stop)
+    bits = index.unsqueeze(-1).bitwise_right_shift(torch.arange(n_bits)).bitwise_and(1)
+    return bits.to(kwargs.pop("dtype", torch.get_default_dtype())).to(**kwargs)

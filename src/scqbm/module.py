@@ -1,0 +1,235 @@
+"""scVI's module with a Boltzmann prior in place of N(0, I)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module import VAE
+from scvi.module._constants import MODULE_KEYS
+from scvi.module.base import LossOutput, auto_move_data
+from scvi.utils import unsupported_if_adata_minified
+from torch import Tensor
+from torch.distributions import Distribution, Normal, kl_divergence
+
+from scqbm.posterior import RELAXATIONS, BitEncoder, BitPosterior, Relaxation
+from scqbm.prior import RBMPrior
+
+LATENT_DISTRIBUTIONS = ("bernoulli", "normal")
+DEFAULT_HIDDEN = {"bernoulli": 0, "normal": 32}
+
+
+class QBVAE(VAE):
+    """:class:`scvi.module.VAE` whose code follows a restricted Boltzmann machine.
+
+    Parameters are those of :class:`scvi.module.VAE` and
+
+    Parameters
+    ----------
+    latent_distribution
+        ``"bernoulli"`` (bits) or ``"normal"`` (continuous under a Gaussian-Bernoulli RBM).
+    n_prior_hidden
+        Hidden bits of the RBM besides the code; 0 lays the RBM over the two halves of the code.
+        ``None`` chooses 0 for bits and 32 for continuous codes.
+    relaxation
+        Gradient through the bits, see :class:`~scqbm.posterior.BitEncoder`.
+    temperature
+        Temperature of the relaxation, where it has one.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        n_batch: int = 0,
+        n_labels: int = 0,
+        n_hidden: int = 128,
+        n_latent: int = 64,
+        n_layers: int = 1,
+        n_continuous_cov: int = 0,
+        n_cats_per_cov: list[int] | None = None,
+        dropout_rate: float = 0.1,
+        dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
+        log_variational: bool = True,
+        gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "zinb",
+        latent_distribution: Literal["bernoulli", "normal"] = "bernoulli",
+        encode_covariates: bool = False,
+        deeply_inject_covariates: bool = True,
+        batch_representation: Literal["one-hot", "embedding"] = "one-hot",
+        use_batch_norm: Literal["encoder", "decoder", "none", "both"] = "both",
+        use_layer_norm: Literal["encoder", "decoder", "none", "both"] = "none",
+        use_size_factor_key: bool = False,
+        use_observed_lib_size: bool = True,
+        extra_payload_autotune: bool = False,
+        library_log_means: np.ndarray | None = None,
+        library_log_vars: np.ndarray | None = None,
+        var_activation: Callable[[Tensor], Tensor] | None = None,
+        extra_encoder_kwargs: dict | None = None,
+        extra_decoder_kwargs: dict | None = None,
+        batch_embedding_kwargs: dict | None = None,
+        n_prior_hidden: int | None = None,
+        relaxation: Relaxation = "reinmax",
+        temperature: float = 0.5,
+    ):
+        _check_prior_arguments(n_latent, latent_distribution, n_prior_hidden, relaxation)
+        super().__init__(
+            n_input=n_input,
+            n_batch=n_batch,
+            n_labels=n_labels,
+            n_hidden=n_hidden,
+            n_latent=n_latent,
+            n_layers=n_layers,
+            n_continuous_cov=n_continuous_cov,
+            n_cats_per_cov=n_cats_per_cov,
+            dropout_rate=dropout_rate,
+            dispersion=dispersion,
+            log_variational=log_variational,
+            gene_likelihood=gene_likelihood,
+            latent_distribution="normal",  # SCVI's encoder; bits take its mean head below
+            encode_covariates=encode_covariates,
+            deeply_inject_covariates=deeply_inject_covariates,
+            batch_representation=batch_representation,
+            use_batch_norm=use_batch_norm,
+            use_layer_norm=use_layer_norm,
+            use_size_factor_key=use_size_factor_key,
+            use_observed_lib_size=use_observed_lib_size,
+            extra_payload_autotune=extra_payload_autotune,
+            library_log_means=library_log_means,
+            library_log_vars=library_log_vars,
+            var_activation=var_activation,
+            extra_encoder_kwargs=extra_encoder_kwargs,
+            extra_decoder_kwargs=extra_decoder_kwargs,
+            batch_embedding_kwargs=batch_embedding_kwargs,
+        )
+        self.latent_distribution = latent_distribution
+        if latent_distribution == "bernoulli":
+            self.z_encoder = BitEncoder(
+                self.z_encoder.encoder, self.z_encoder.mean_encoder, relaxation, temperature
+            )
+        if n_prior_hidden is None:
+            n_prior_hidden = DEFAULT_HIDDEN[latent_distribution]
+        self.prior = RBMPrior(n_latent, n_prior_hidden, gaussian=latent_distribution == "normal")
+
+    @auto_move_data
+    def _cached_inference(
+        self, qzm: Tensor, qzv: Tensor, observed_lib_size: Tensor, n_samples: int = 1
+    ) -> dict[str, Tensor | Distribution | None]:
+        """Posterior and code from minified data."""
+        if self.latent_distribution == "normal":
+            return super()._cached_inference(qzm, qzv, observed_lib_size, n_samples)
+        qz = BitPosterior(qzm, validate_args=False)
+        library = observed_lib_size.log()
+        if n_samples > 1:
+            library = library.expand(n_samples, *library.shape)
+        return {
+            MODULE_KEYS.Z_KEY: qz.sample(() if n_samples == 1 else (n_samples,)),
+            MODULE_KEYS.QZ_KEY: qz,
+            MODULE_KEYS.QL_KEY: None,
+            MODULE_KEYS.LIBRARY_KEY: library,
+        }
+
+    @unsupported_if_adata_minified
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Tensor | Distribution | None],
+        generative_outputs: dict[str, Distribution | None],
+        kl_weight: Tensor | float = 1.0,
+    ) -> LossOutput:
+        """Negative ELBO; the prior's own learning signal is not scaled by ``kl_weight``."""
+        qz, z = inference_outputs[MODULE_KEYS.QZ_KEY], inference_outputs[MODULE_KEYS.Z_KEY]
+        x = tensors[REGISTRY_KEYS.X_KEY]
+        reconstruction = -generative_outputs[MODULE_KEYS.PX_KEY].log_prob(x).sum(-1)
+        with torch.autocast(z.device.type, enabled=False):  # energies need every digit
+            kl_z = self.prior.kl(qz, z)
+            contrast = self.prior.contrast(qz, z)
+        kl_l = torch.zeros_like(kl_z)
+        if not self.use_observed_lib_size:
+            ql, pl = inference_outputs[MODULE_KEYS.QL_KEY], generative_outputs[MODULE_KEYS.PL_KEY]
+            kl_l = kl_divergence(ql, pl).sum(1)
+        payload = {}
+        if self.extra_payload_autotune:
+            payload = {
+                "z": z,
+                "batch": tensors[REGISTRY_KEYS.BATCH_KEY],
+                "labels": tensors[REGISTRY_KEYS.LABELS_KEY],
+            }
+        return LossOutput(
+            loss=(reconstruction + kl_weight * kl_z + kl_l).mean() + contrast,
+            reconstruction_loss=reconstruction,
+            kl_local={MODULE_KEYS.KL_L_KEY: kl_l, MODULE_KEYS.KL_Z_KEY: kl_z},
+            extra_metrics=payload,
+        )
+
+    @torch.inference_mode()
+    @auto_move_data
+    def marginal_ll(
+        self,
+        tensors: dict[str, Tensor],
+        n_mc_samples: int,
+        return_mean: bool = False,
+        n_mc_samples_per_pass: int = 1,
+    ) -> Tensor | float:
+        """Importance-weighted ``log p(x)`` per cell, with the RBM as ``p(z)``.
+
+        Parameters
+        ----------
+        tensors
+            Minibatch.
+        n_mc_samples
+            Draws from the posterior.
+        return_mean
+            Whether to average over cells.
+        n_mc_samples_per_pass
+            Draws at a time.
+        """
+        passes, left = [], n_mc_samples
+        while left > 0:
+            n = min(left, n_mc_samples_per_pass)
+            left -= n
+            inference, generative, losses = self.forward(
+                tensors,
+                inference_kwargs={"n_samples": n},
+                get_inference_input_kwargs={"full_forward_pass": True},
+            )
+            qz, z = inference[MODULE_KEYS.QZ_KEY], inference[MODULE_KEYS.Z_KEY]
+            log_weight = (
+                self.prior.log_prob(z)
+                - qz.log_prob(z).sum(-1)
+                - losses.dict_sum(losses.reconstruction_loss)
+            )
+            if not self.use_observed_lib_size:
+                library = inference[MODULE_KEYS.LIBRARY_KEY]
+                mean, var = self._compute_local_library_params(tensors[REGISTRY_KEYS.BATCH_KEY])
+                log_weight += Normal(mean, var.sqrt()).log_prob(library).sum(-1)
+                log_weight -= inference[MODULE_KEYS.QL_KEY].log_prob(library).sum(-1)
+            passes.append(log_weight.reshape(n, -1))
+        log_likelihood = torch.cat(passes).logsumexp(0) - math.log(n_mc_samples)
+        return log_likelihood.mean().item() if return_mean else log_likelihood.cpu()
+
+
+def _check_prior_arguments(
+    n_latent: int, latent_distribution: str, n_prior_hidden: int | None, relaxation: str
+) -> None:
+    if latent_distribution not in LATENT_DISTRIBUTIONS:
+        hint = " (a logistic normal has no RBM prior)" if latent_distribution == "ln" else ""
+        raise ValueError(
+            f"`latent_distribution` must be 'bernoulli' or 'normal', not "
+            f"{latent_distribution!r}{hint}."
+        )
+    if n_prior_hidden is not None and n_prior_hidden < 0:
+        raise ValueError(f"`n_prior_hidden` must be 0 or more, not {n_prior_hidden}.")
+    if latent_distribution == "normal" and n_prior_hidden == 0:
+        raise ValueError(
+            "`n_prior_hidden` must be at least 1 with latent_distribution='normal': two Gaussian "
+            "halves would only make another Gaussian."
+        )
+    in_halves = latent_distribution == "bernoulli" and not n_prior_hidden
+    if n_latent < 1 + in_halves:
+        reason = " because its two halves are the RBM's layers" if in_halves else ""
+        raise ValueError(f"`n_latent` must be at least {1 + in_halves}, not {n_latent}{reason}.")
+    if relaxation not in RELAXATIONS:
+        raise ValueError(f"`relaxation` must be one of {RELAXATIONS}, not {relaxation!r}.")

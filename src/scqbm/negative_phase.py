@@ -1,0 +1,224 @@
+"""The negative phase: the only place that knows both the model and a sampler."""
+
+from __future__ import annotations
+
+import warnings
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from scqbm.partition import log_partition
+from scqbm.prior import RBMPrior
+from scqbm.samplers import Draws, GibbsSampler, Sampler
+
+STUCK = 0.5  # chains that keep more than this correlation with themselves over an epoch
+_MIN_QUERIES = 20  # below, an epoch says little about mixing
+
+
+class SamplerError(RuntimeError):
+    """A sampler failed or returned something that is not a draw from the prior."""
+
+
+class NegativePhase(Callback):
+    """Asks a sampler for draws from the prior at each training step and hands them over.
+
+    It also keeps the prior's log Z current: importance weights of the negatives follow the
+    parameters from step to step, and a fresh estimate is made before each validation and at the
+    end.
+
+    Parameters
+    ----------
+    sampler
+        Any :class:`~scqbm.samplers.Sampler`; by default persistent block Gibbs chains.
+    n_draws
+        Negatives a query.
+    every
+        Query at every ``every``-th step, reusing the draws in between.
+    """
+
+    def __init__(self, sampler: Sampler | None = None, n_draws: int = 256, every: int = 1):
+        if every < 1:
+            raise ValueError(f"`sample_every` must be at least 1, not {every}.")
+        if n_draws < 1:
+            raise ValueError(f"`n_negatives` must be at least 1, not {n_draws}.")
+        self.sampler = GibbsSampler() if sampler is None else sampler
+        if not callable(getattr(self.sampler, "sample", None)):
+            raise TypeError(
+                f"`sampler` must have a method sample(rbm, n_draws, state, generator), as "
+                f"scqbm.samplers.Sampler has; {type(sampler).__name__} has none."
+            )
+        self.n_draws = n_draws
+        self.every = every
+        self._state: dict[str, Tensor | int] | None = None
+        self._generator: torch.Generator | None = None
+        self._restored: dict | None = None
+        self._clock = 0
+        self._energy: Tensor | None = None  # of the negatives, at the parameters that drew them
+        self._snapshot: Tensor | None = None
+        self._queries_in_epoch = 0
+        self._warned = False
+
+    # -- Lightning hooks -----------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Seed the generator: from torch's global one, and apart on each rank."""
+        prior = _prior_of(pl_module)
+        if not prior.learns:
+            return
+        self._generator = torch.Generator(device=prior.log_z.device)
+        # drawn even on resume, so that resumed and uninterrupted runs see one global sequence
+        self._generator.manual_seed(int(torch.randint(2**62, ())) + trainer.global_rank)
+        restored, self._restored = self._restored, None
+        if restored is None:
+            return
+        torch.set_rng_state(restored["torch_rng"])
+        if trainer.global_rank == 0:  # the checkpoint holds rank 0's chains only
+            self._state = restored["sampler"]
+            self._generator.set_state(restored["generator"])
+            if restored["negatives"] is not None:
+                prior.deliver(restored["negatives"], restored["weights"])
+                self._energy = restored["energy"]
+        self._clock = restored["clock"]
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the epoch's record of mixing."""
+        self._snapshot, self._queries_in_epoch = None, 0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict, batch_idx: int
+    ) -> None:
+        """Query the sampler, before the training step."""
+        prior = _prior_of(pl_module)
+        if not prior.learns:
+            return
+        self._follow_log_z(prior)
+        if self._clock % self.every == 0:
+            draws = self._query(prior, trainer.global_step)
+            prior.deliver(draws.visible, draws.weights)
+            self._queries_in_epoch += 1
+            if self._snapshot is None:
+                self._snapshot = prior.negatives.clone()
+        self._clock += 1
+        self._energy = prior.negative_energy()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refresh log Z, so that the validation ELBO means what it says."""
+        prior = _prior_of(pl_module)
+        if prior.learns and self._generator is not None:
+            self._refresh_log_z(prior)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say how well the chains mix."""
+        prior = _prior_of(pl_module)
+        if not prior.learns or self._snapshot is None:
+            return
+        memory = autocorrelation(self._snapshot, prior.negatives)
+        pl_module.log("prior_memory", memory, on_step=False, on_epoch=True)
+        if memory > STUCK and self._queries_in_epoch >= _MIN_QUERIES and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"The prior's chains have stopped mixing: over epoch {trainer.current_epoch} they "
+                f"kept a correlation of {memory:.2f} with where they began, so the prior's "
+                "gradient and energies may be biased. Try more sweeps "
+                "(sampler=GibbsSampler(n_sweeps=50)), a lower prior_lr or more prior_decay in "
+                "plan_kwargs.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the prior with a fresh log Z."""
+        prior = _prior_of(pl_module)
+        if prior.learns:
+            self._refresh_log_z(prior)
+
+    def state_dict(self) -> dict:
+        """Chains, counters and random states: tensors and ints, for an exact resume."""
+        if self._generator is None:
+            return {}
+        return {
+            "sampler": self._state or {},
+            "generator": self._generator.get_state(),
+            "torch_rng": torch.get_rng_state(),
+            "clock": self._clock,
+            "negatives": self._negatives,
+            "weights": self._weights,
+            "energy": self._energy,
+        }
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Keep what a checkpoint held until the fit starts."""
+        self._restored = state_dict or None
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    _negatives: Tensor | None = None
+    _weights: Tensor | None = None
+
+    @torch.no_grad()
+    def _query(self, prior: RBMPrior, step: int) -> Draws:
+        rbm = prior.rbm()
+        name = type(self.sampler).__name__
+        kept = "The model keeps its training up to that step."
+        try:
+            draws = self.sampler.sample(rbm, self.n_draws, self._state, self._generator)
+        except Exception as error:
+            raise SamplerError(f"`sampler` {name} failed at step {step}: {error} {kept}") from error
+        problem = _problem_with(draws, rbm.n_visible, rbm.gaussian)
+        if problem:
+            raise SamplerError(f"`sampler` {name} {problem} at step {step}. {kept}")
+        self._state = draws.state
+        self._negatives, self._weights = draws.visible, draws.weights
+        return draws
+
+    @torch.no_grad()
+    def _follow_log_z(self, prior: RBMPrior) -> None:
+        """``log Z' - log Z = log <exp(F - F')>`` over draws from the old parameters."""
+        if self._energy is None:
+            return
+        change = self._energy - prior.negative_energy()
+        if prior.negative_weights is None:
+            shift = change.logsumexp(0) - torch.tensor(float(len(change))).log()
+        else:
+            shift = (change + prior.negative_weights.log()).logsumexp(0)
+        prior.log_z += shift
+
+    def _refresh_log_z(self, prior: RBMPrior) -> None:
+        self._energy = None
+        prior.set_log_partition(log_partition(prior.rbm(), generator=self._generator))
+
+
+def autocorrelation(before: Tensor, after: Tensor) -> float:
+    """Correlation over chains between two times, pooled over units by their variance."""
+    if len(before) < 2 or before.shape != after.shape:
+        return 0.0
+    x, y = before - before.mean(0), after - after.mean(0)
+    scale = (x.square().sum() * y.square().sum()).sqrt()
+    return ((x * y).sum() / scale).item() if scale > 0 else 0.0
+
+
+def _problem_with(draws: object, n_visible: int, gaussian: bool) -> str | None:
+    """What is wrong with a sampler's answer, as the rest of a sentence."""
+    visible = getattr(draws, "visible", None)
+    if not isinstance(visible, Tensor):
+        return f"returned {type(draws).__name__} instead of scqbm.samplers.Draws"
+    if visible.dim() != 2 or len(visible) == 0 or visible.shape[1] != n_visible:
+        return (
+            f"returned visible draws of shape {tuple(visible.shape)} instead of "
+            f"(n_draws, {n_visible})"
+        )
+    if draws.weights is not None and draws.weights.shape != visible.shape[:1]:
+        return f"returned {tuple(draws.weights.shape)} weights for {len(visible)} draws"
+    legal = visible.isfinite() if gaussian else visible * (visible - 1) == 0
+    if not bool(legal.all()):
+        if not bool(visible.isfinite().all()):
+            return "returned NaN or infinite values"
+        return "returned values other than 0 and 1 (convert with scqbm.ising.spins_to_bits)"
+    return None
+
+
+def _prior_of(pl_module: pl.LightningModule) -> RBMPrior:
+    module = pl_module.module
+    return getattr(module, "_orig_mod", module).prior  # the second under torch.compile
