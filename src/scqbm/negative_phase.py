@@ -79,7 +79,8 @@ class NegativePhase(Callback):
             self._generator.set_state(restored["generator"])
             if restored["negatives"] is not None:
                 prior.deliver(restored["negatives"], restored["weights"])
-                self._energy = restored["energy"]
+                energy = restored["energy"]  # on the CPU, as checkpoints are read
+                self._energy = None if energy is None else energy.to(prior.log_z.device)
         self._clock = restored["clock"]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

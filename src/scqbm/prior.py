@@ -96,8 +96,9 @@ class RBMPrior(nn.Module):
         if not self.gaussian:
             return -qz.entropy().sum(-1) + self.expected_energy(qz, z) + self.log_z
         # Gaussian: KL to N(0, I) in closed form, so only the couplings cost a draw
-        standard = Normal(torch.zeros_like(qz.loc), torch.ones_like(qz.scale))
         rbm = self.rbm()
+        qz = Normal(qz.loc.to(rbm.W.dtype), qz.scale.to(rbm.W.dtype))  # from half precision
+        standard = Normal(torch.zeros_like(qz.loc), torch.ones_like(qz.scale))
         correction = _mean_over_draws(rbm.interaction(z.to(rbm.W.dtype)), qz)
         log_z = self.log_z - self.n_latent * math.log(2 * math.pi) / 2
         return kl_divergence(qz, standard).sum(-1) + (correction + log_z)

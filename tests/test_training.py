@@ -1,0 +1,444 @@
+"""Training: who asks the sampler when, what Lightning's options do to it, and resuming."""
+
+import math
+import os
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import scvi
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from scvi.data import synthetic_iid
+
+from scqbm import QBMVI
+from scqbm.partition import exact_log_partition
+from scqbm.prior import RBMPrior
+from scqbm.samplers import Draws, ExactSampler, GibbsSampler, Sampler
+
+QUIET = {
+    "accelerator": "cpu",
+    "batch_size": 32,
+    "enable_progress_bar": False,
+    "train_size": 0.8,
+    "validation_size": 0.2,
+}
+N_STEPS = 5  # an epoch of 160 training cells
+FAMILIES = [
+    {"latent_distribution": "bernoulli"},
+    {"latent_distribution": "bernoulli", "n_prior_hidden": 5},
+    {"latent_distribution": "normal", "n_prior_hidden": 5},
+]
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return synthetic_iid(batch_size=100, n_genes=40)
+
+
+def make(adata, seed=0, **kwargs):
+    scvi.settings.seed = seed
+    QBMVI.setup_anndata(adata, batch_key="batch")
+    return QBMVI(adata, **{"n_latent": 8, "n_hidden": 16, **kwargs})
+
+
+class Counting(Sampler):
+    """Passes queries on, and remembers them."""
+
+    def __init__(self, inner=None):
+        self.inner = ExactSampler() if inner is None else inner
+        self.couplings, self.draws = [], []
+
+    def sample(self, rbm, n_draws, state=None, generator=None):
+        self.couplings.append(rbm.W.clone())
+        self.draws.append(self.inner.sample(rbm, n_draws, state, generator))
+        return self.draws[-1]
+
+
+class Watch(Callback):
+    """Calls ``look(pl_module)`` at one hook and keeps the answers."""
+
+    def __init__(self, hook, look):
+        self.seen = []
+        setattr(self, hook, lambda trainer, plan, *_: self.seen.append(look(plan)))
+
+
+def coupling(model):
+    return model.module.prior.coupling.detach().clone()
+
+
+def state_of(model):
+    return {k: v.clone() for k, v in model.module.state_dict().items()}
+
+
+def assert_same_state(a, b):
+    for key, value in a.items():
+        assert torch.equal(value, b[key]), key
+
+
+# -- negatives ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_sampler_is_asked_at_every_kth_step(adata, every):
+    model, sampler = make(adata), Counting()
+    at_loss = Watch("on_after_backward", lambda plan: plan.module.prior.negatives.clone())
+    model.train(2, sampler=sampler, sample_every=every, callbacks=[at_loss], **QUIET)
+    assert len(at_loss.seen) == 2 * N_STEPS
+    assert len(sampler.draws) == math.ceil(2 * N_STEPS / every)
+    for step, negatives in enumerate(at_loss.seen):
+        torch.testing.assert_close(negatives, sampler.draws[step // every].visible)
+    # each query sees the couplings of its own step, not those of the start
+    assert not torch.equal(sampler.couplings[0], sampler.couplings[-1])
+
+
+def test_number_of_negatives(adata):
+    sampler = Counting()
+    make(adata).train(1, sampler=sampler, plan_kwargs={"n_negatives": 17}, **QUIET)
+    assert {tuple(d.visible.shape) for d in sampler.draws} == {(17, 4)}
+
+
+def test_accumulation_averages_the_gradient_and_still_asks_each_batch(adata):
+    def gradients(**kwargs):
+        grad = Watch(
+            "on_before_optimizer_step", lambda plan: plan.module.prior.coupling.grad.clone()
+        )
+        model, sampler = make(adata), Counting()
+        frozen = {"lr": 0.0, "weight_decay": 0.0}
+        model.train(
+            1, sampler=sampler, callbacks=[grad], plan_kwargs=frozen, **kwargs, **QUIET
+        )
+        assert len(sampler.draws) == N_STEPS
+        return torch.stack(grad.seen)
+
+    single, double = gradients(), gradients(accumulate_grad_batches=2)
+    assert len(single) == 5 and len(double) == 3
+    assert single.abs().max() > 1e-3
+    torch.testing.assert_close(double[:2], (single[:4:2] + single[1:4:2]) / 2)
+
+
+def test_gradient_clipping_covers_the_prior(adata):
+    model = make(adata)
+    before = {k: p.detach().clone() for k, p in model.module.named_parameters()}
+    model.train(
+        1,
+        max_steps=1,
+        gradient_clip_val=0.1,
+        plan_kwargs={
+            "optimizer": "Custom",
+            "optimizer_creator": lambda params: torch.optim.SGD(params, lr=1.0),
+        },
+        **QUIET,
+    )
+    step = {k: p.detach() - before[k] for k, p in model.module.named_parameters()}
+    norm = torch.stack([s.norm() for s in step.values()]).norm()
+    assert norm.item() == pytest.approx(0.1, rel=1e-3)
+    assert 0 < step["prior.coupling"].norm() < 0.1
+
+
+# -- precision and compilation -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_energies_keep_their_digits(adata, monkeypatch, precision, family):
+    calls, kl = [], RBMPrior.kl
+
+    def watched(self, qz, z):
+        out = kl(self, qz, z)
+        calls.append(out.dtype)
+        exact = {k: getattr(qz, k).detach().double() for k in qz.arg_constraints}
+        rbm, log_z = self.rbm, self.log_z
+        monkeypatch.setattr(self, "rbm", lambda: rbm().to(torch.float64))
+        self._buffers["log_z"] = log_z.double()
+        reference = kl(self, type(qz)(**exact, validate_args=False), z.detach().double())
+        self._buffers["log_z"] = log_z
+        monkeypatch.setattr(self, "rbm", rbm)
+        torch.testing.assert_close(out.detach().double(), reference, rtol=1e-4, atol=1e-4)
+        return out
+
+    model = make(adata, **family)
+    monkeypatch.setattr(RBMPrior, "kl", watched)
+    model.train(2, precision=precision, check_val_every_n_epoch=1, **QUIET)
+    assert set(calls) == {torch.float64 if precision == "64-true" else torch.float32}
+    assert all(p.isfinite().all() for p in model.module.state_dict().values())
+    for key in ("train_loss", "elbo_train", "elbo_validation"):
+        assert np.isfinite(model.history[key].to_numpy(dtype=float)).all()
+    assert model.module.prior.negatives.dtype == calls[0]
+
+
+# -- optimizer ----------------------------------------------------------------------------------
+
+
+def test_default_is_one_unnamed_group(adata):
+    model = make(adata)
+    model.train(1, learning_rate_monitor=True, **QUIET)
+    assert "lr-Adam" in model.history
+
+
+def test_prior_lr_makes_a_second_group(adata):
+    model, still = make(adata), make(adata)
+    before = coupling(model)
+    model.train(1, learning_rate_monitor=True, plan_kwargs={"prior_lr": 0.05}, **QUIET)
+    assert {"lr-Adam/vae", "lr-Adam/prior"} <= set(model.history)
+    assert model.history["lr-Adam/vae"].iloc[0, 0] == pytest.approx(1e-3)
+    assert model.history["lr-Adam/prior"].iloc[0, 0] == pytest.approx(0.05)
+    assert not torch.equal(coupling(model), before)
+    start = state_of(still)
+    still.train(1, plan_kwargs={"prior_lr": 0.0, "weight_decay": 0.0}, **QUIET)
+    after = state_of(still)
+    assert torch.equal(after["prior.coupling"], start["prior.coupling"])
+    assert not torch.equal(
+        after["z_encoder.mean_encoder.weight"], start["z_encoder.mean_encoder.weight"]
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_priors_gradient_ignores_kl_weight(adata, family):
+    model = make(adata, **family)
+    model.train(1, **QUIET)
+    module, prior = model.module, model.module.prior
+    assert prior.negatives is not None
+    tensors = next(iter(model._make_data_loader(adata)))
+    grads = []
+    for kl_weight in (0.0, 1.0):
+        module.zero_grad()
+        torch.manual_seed(0)
+        module(tensors, loss_kwargs={"kl_weight": kl_weight})[2].loss.backward()
+        grads.append(torch.cat([p.grad.flatten() for p in prior.parameters()]))
+    assert grads[0].abs().max() > 1e-4
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+def test_the_prior_learns_with_kl_weight_zero(adata):
+    model = make(adata)
+    before = coupling(model)
+    model.train(2, plan_kwargs={"max_kl_weight": 0.0, "weight_decay": 0.0}, **QUIET)
+    assert (coupling(model) - before).abs().max() > 1e-4
+
+
+# -- early stopping and log Z --------------------------------------------------------------------
+
+
+def test_early_stopping(adata):
+    model = make(adata)
+    model.train(
+        40, early_stopping=True, early_stopping_patience=2, plan_kwargs={"lr": 0.0}, **QUIET
+    )
+    assert 3 <= len(model.history["elbo_validation"]) < 40
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("every", [1, 4])
+def test_log_z_is_followed_from_step_to_step(adata, family, every):
+    model = make(adata, **family)
+    prior, errors, moved = model.module.prior, [], []
+    start = exact_log_partition(prior.rbm())
+
+    def look(plan):
+        exact = exact_log_partition(prior.rbm())
+        errors.append((prior.log_z - exact).item())
+        moved.append((exact - start).item())
+
+    model.train(
+        6,
+        sampler=ExactSampler(),
+        sample_every=every,
+        plan_kwargs={"prior_lr": 0.03, "n_negatives": 2048},
+        callbacks=[Watch("on_before_zero_grad", look)],
+        **QUIET,
+    )
+    assert len(errors) == 6 * N_STEPS
+    assert np.abs(moved).max() > 0.3  # a log Z that stays at its start would fail below
+    assert np.abs(errors).max() < 0.1
+
+
+def test_log_z_is_fresh_at_validation_and_after_training(adata):
+    model = make(adata)
+    prior = model.module.prior
+    fresh = Watch(
+        "on_validation_batch_start",
+        lambda plan: (prior.log_z - exact_log_partition(prior.rbm())).item(),
+    )
+    model.train(
+        3,
+        check_val_every_n_epoch=1,
+        callbacks=[fresh],
+        plan_kwargs={"prior_lr": 0.1, "n_negatives": 4},
+        **QUIET,
+    )
+    assert len(fresh.seen) >= 3
+    assert np.abs(fresh.seen).max() < 1e-5
+    value, error = model.get_log_partition()
+    assert error == 0
+    assert prior.log_z.item() == pytest.approx(value, abs=1e-5)
+
+
+def test_log_z_after_training_agrees_where_it_is_annealed(adata):
+    model = make(adata, n_latent=30, n_prior_hidden=15)
+    model.train(2, plan_kwargs={"prior_lr": 0.1}, **QUIET)
+    prior = model.module.prior
+    assert 0 < prior.log_z_error < 0.1
+    exact = exact_log_partition(prior.rbm())
+    assert abs(prior.log_z - exact) < 5 * prior.log_z_error
+    assert model.get_log_partition().value == pytest.approx(exact.item(), abs=1e-4)
+
+
+# -- the same run again --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", [ExactSampler, GibbsSampler])
+def test_a_seed_decides_the_weights(adata, sampler):
+    runs = []
+    for seed in (1, 1, 2):
+        model = make(adata, seed)
+        model.train(2, sampler=sampler(), **QUIET)
+        runs.append(state_of(model))
+    assert_same_state(runs[0], runs[1])
+    assert not torch.equal(runs[0]["prior.coupling"], runs[2]["prior.coupling"])
+
+
+@pytest.fixture
+def workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(scvi.settings, "logging_dir", str(tmp_path / "log"))
+    return tmp_path
+
+
+def train_with_checkpoints(model, max_epochs, **kwargs):
+    """Lightning's checkpoints, at ``epoch=0.ckpt`` and so on of the current directory."""
+    checkpoint = ModelCheckpoint(
+        ".", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True
+    )
+    followed = Watch("on_before_zero_grad", lambda plan: plan.module.prior.log_z.item())
+    callbacks = [checkpoint, followed]
+    model.train(max_epochs, callbacks=callbacks, enable_checkpointing=True, **kwargs, **QUIET)
+    return followed.seen
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"check_val_every_n_epoch": 1},
+        {"check_val_every_n_epoch": 100},
+        {"check_val_every_n_epoch": 100, "sample_every": 3},
+    ],
+    ids=["validated", "plain", "sparse queries"],
+)
+def test_resume_continues_bit_by_bit(adata, workdir, family, options):
+    whole = make(adata, **family)
+    log_z = train_with_checkpoints(whole, 4, **options)
+    resumed = make(adata, **family)
+    resumed_log_z = train_with_checkpoints(resumed, 4, ckpt_path="epoch=1.ckpt", **options)
+    assert resumed_log_z == log_z[2 * N_STEPS :]
+    assert_same_state(state_of(whole), state_of(resumed))
+    assert torch.equal(whole.module.prior.negatives, resumed.module.prior.negatives)
+
+
+def test_checkpoint_holds_tensors_and_ints(adata, workdir):
+    model = make(adata)
+    train_with_checkpoints(model, 1)
+    callbacks = torch.load("epoch=0.ckpt", weights_only=True)["callbacks"]
+    (mine,) = [v for k, v in callbacks.items() if k.startswith("NegativePhase")]
+    torch.testing.assert_close(mine["sampler"]["visible"], model.module.prior.negatives)
+    assert mine["clock"] == N_STEPS
+
+
+# -- mixing -------------------------------------------------------------------------------------
+
+
+class Stuck(Sampler):
+    """Draws once."""
+
+    def sample(self, rbm, n_draws, state=None, generator=None):
+        return Draws(**state, state=state) if state else self.first(rbm, n_draws, generator)
+
+    def first(self, rbm, n_draws, generator):
+        draws = ExactSampler().sample(rbm, n_draws, None, generator)
+        draws.state = {"visible": draws.visible, "hidden": draws.hidden}
+        return draws
+
+
+def mixing_warnings(adata, sampler):
+    model = make(adata)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.train(3, sampler=sampler, **{**QUIET, "batch_size": 8})
+    return [w for w in caught if "stopped mixing" in str(w.message)], model
+
+
+def test_stuck_chains_are_told_once(adata):
+    caught, model = mixing_warnings(adata, Stuck())
+    assert len(caught) == 1
+    assert model.history["prior_memory"].iloc[0, 0] > 0.99
+
+
+@pytest.mark.parametrize("sampler", [ExactSampler(), GibbsSampler()])
+def test_mixing_chains_stay_silent(adata, sampler):
+    caught, model = mixing_warnings(adata, sampler)
+    assert not caught
+    assert model.history["prior_memory"].abs().to_numpy(dtype=float).max() < 0.2
+
+
+# -- slow ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_compile(adata):
+    model, sampler = make(adata), Counting()
+    before = coupling(model)
+    model.train(2, sampler=sampler, plan_kwargs={"compile": True}, **QUIET)
+    assert len(sampler.draws) == 2 * N_STEPS
+    torch.testing.assert_close(model.module.prior.negatives, sampler.draws[-1].visible)
+    plain = make(adata)
+    plain.train(2, sampler=ExactSampler(), **QUIET)
+    assert not torch.equal(coupling(model), before)
+    torch.testing.assert_close(coupling(model), coupling(plain), rtol=0.05, atol=2e-3)
+
+
+DDP = """
+import os, sys
+import scvi, torch
+from scvi.data import synthetic_iid
+from scqbm import QBMVI
+
+if __name__ == "__main__":
+    scvi.settings.seed = 0
+    adata = synthetic_iid(batch_size=100, n_genes=40)
+    QBMVI.setup_anndata(adata, batch_key="batch")
+    model = QBMVI(adata, n_latent=8, n_hidden=16)
+    before = model.module.prior.coupling.detach().clone()
+    model.train(
+        2, accelerator="cpu", devices=2, strategy="ddp_find_unused_parameters_true",
+        enable_progress_bar=False, batch_size=32,
+    )
+    prior = model.module.prior
+    rank = os.environ.get("LOCAL_RANK", "0")
+    torch.save(
+        {"before": before, "negatives": prior.negatives, "state": model.module.state_dict()},
+        os.path.join(sys.argv[1], f"rank{rank}.pt"),
+    )
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_weights_but_not_chains(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(DDP)
+    env = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK")}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        cwd=tmp_path,
+        env={**env, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in (0, 1))
+    assert not torch.equal(first["negatives"], second["negatives"])
+    assert_same_state(first["state"], second["state"])
+    assert not torch.equal(first["state"]["prior.coupling"], first["before"])

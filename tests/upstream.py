@@ -1,0 +1,120 @@
+"""Run scvi-tools' own tests with SCVI read as QBMVI: what a drop-in must pass.
+
+    python tests/upstream.py                                  tests/model/test_scvi.py
+    python tests/upstream.py tests/train tests/criticism      other files or folders of its tests
+    python tests/upstream.py --plain ...                      SCVI itself, for comparison
+    python tests/upstream.py --sdist FILE ...                 without downloading
+
+The tests are those of the installed release. Whatever else is given goes to pytest, whose exit
+status is returned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT = "tests/model/test_scvi.py"
+
+# Tests that cannot hold for QBMVI, by name of the function.
+EXEMPT = {
+    "test_backwards_compatible_loading": "downloads weights of SCVI, which QBMVI cannot load",
+    "test_backup_url": "downloads weights of SCVI, which QBMVI cannot load",
+    "test_scvi_mlflow": "needs an MLflow server of the scvi-tools developers",
+}
+
+
+def sdist() -> Path:
+    """The source distribution of the installed scvi-tools; downloaded once."""
+    release, folder = version("scvi-tools"), ROOT / "build" / "upstream"
+    file = folder / f"scvi_tools-{release}.tar.gz"
+    if not file.exists():
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--no-binary", "scvi-tools", "--dest", str(folder), f"scvi-tools=={release}"]
+        if subprocess.run(command).returncode or not file.exists():
+            sys.exit(f"pip could not download scvi-tools {release}; name its sdist with --sdist.")
+    return file
+
+
+def unpack(file: Path, folder: Path) -> None:
+    """Its tests and their configuration, made to run with any supported Python and rich."""
+    with tarfile.open(file) as archive:
+        for member in archive.getmembers():
+            member.name = member.name.partition("/")[2]
+            if re.match(r"(tests/|pyproject\.toml$|conftest\.py$)", member.name):
+                archive.extract(member, folder, filter="data")
+    conftest = folder / "tests" / "conftest.py"
+    text = conftest.read_text().replace(  # Python 3.12 has no distutils
+        "from distutils.dir_util import copy_tree",
+        "from functools import partial\n"
+        "copy_tree = partial(shutil.copytree, dirs_exist_ok=True)\n",
+    )
+    conftest.write_text("import rich.pretty  # scvi-tools 1.4.2 forgets to\n" + text)
+
+
+def read_scvi_as_qbmvi(source: str) -> str:
+    """``source`` with QBMVI under the name of SCVI; every line keeps its number."""
+    lines = source.splitlines()
+    exempt = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.name in EXEMPT:
+            exempt.append(node.name)
+        if not isinstance(node, ast.ImportFrom) or node.module != "scvi.model":
+            continue
+        ours = [a for a in node.names if a.name == "SCVI"]
+        theirs = [ast.unparse(a) for a in node.names if a.name != "SCVI"]
+        if not ours:
+            continue
+        statements = [f"from scqbm import QBMVI as {a.asname or a.name}" for a in ours]
+        if theirs:
+            statements.append(f"from scvi.model import {', '.join(theirs)}")
+        first, last = node.lineno - 1, node.end_lineno - 1
+        before, after = lines[first][: node.col_offset], lines[last][node.end_col_offset :]
+        lines[first : last + 1] = [""] * (last - first + 1)
+        lines[first] = before + "; ".join(statements) + after
+    # not as a part of a string, where it is only a name
+    lines = [
+        re.sub(r"(?<![\w.'\"])scvi\.model\.SCVI\b", '__import__("scqbm").QBMVI', line)
+        for line in lines
+    ]
+    for name in exempt:
+        lines.append(f"{name} = __import__('pytest').mark.skip(reason={EXEMPT[name]!r})({name})")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Unpack, rewrite and run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sdist", type=Path, help="source distribution of scvi-tools")
+    parser.add_argument("--plain", action="store_true", help="leave SCVI as it is")
+    options, arguments = parser.parse_known_args()
+    file = options.sdist or sdist()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        unpack(file, folder)
+        if not any((folder / a.partition("::")[0]).exists() for a in arguments):
+            arguments.append(DEFAULT)
+        if not options.plain:
+            for argument in arguments:
+                path = folder / argument.partition("::")[0]
+                for test in [path] if path.is_file() else path.rglob("*.py"):
+                    test.write_text(read_scvi_as_qbmvi(test.read_text()))
+        paths = [str(ROOT / "src"), str(folder), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:warnings", *arguments]
+        return subprocess.run(command, cwd=folder, env=environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
