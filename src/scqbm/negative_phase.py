@@ -56,6 +56,7 @@ class NegativePhase(Callback):
         self._restored: dict | None = None
         self._clock = 0
         self._energy: Tensor | None = None  # of the negatives, at the parameters that drew them
+        self._shift = torch.zeros(())  # log Z since then, as far as followed
         self._snapshot: Tensor | None = None
         self._queries_in_epoch = 0
         self._warned = False
@@ -79,8 +80,9 @@ class NegativePhase(Callback):
             self._generator.set_state(restored["generator"])
             if restored["negatives"] is not None:
                 prior.deliver(restored["negatives"], restored["weights"])
-                energy = restored["energy"]  # on the CPU, as checkpoints are read
-                self._energy = None if energy is None else energy.to(prior.log_z.device)
+                # checkpoints are read onto the CPU
+                self._energy = restored["energy"].to(prior.log_z.device)
+                self._shift = restored["shift"].to(prior.log_z.device)
         self._clock = restored["clock"]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -98,11 +100,11 @@ class NegativePhase(Callback):
         if self._clock % self.every == 0:
             draws = self._query(prior, trainer.global_step)
             prior.deliver(draws.visible, draws.weights)
+            self._energy, self._shift = prior.negative_energy(), torch.zeros_like(prior.log_z)
             self._queries_in_epoch += 1
             if self._snapshot is None:
                 self._snapshot = prior.negatives.clone()
         self._clock += 1
-        self._energy = prior.negative_energy()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refresh log Z, so that the validation ELBO means what it says."""
@@ -147,6 +149,7 @@ class NegativePhase(Callback):
             "negatives": self._negatives,
             "weights": self._weights,
             "energy": self._energy,
+            "shift": self._shift,
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -176,7 +179,7 @@ class NegativePhase(Callback):
 
     @torch.no_grad()
     def _follow_log_z(self, prior: RBMPrior) -> None:
-        """``log Z' - log Z = log <exp(F - F')>`` over draws from the old parameters."""
+        """``log Z' - log Z = log <exp(F - F')>`` over draws from the parameters of ``F``."""
         if self._energy is None:
             return
         change = self._energy - prior.negative_energy()
@@ -184,10 +187,11 @@ class NegativePhase(Callback):
             shift = change.logsumexp(0) - torch.tensor(float(len(change))).log()
         else:
             shift = (change + prior.negative_weights.log()).logsumexp(0)
-        prior.log_z += shift
+        prior.log_z += shift - self._shift
+        self._shift = shift
 
     def _refresh_log_z(self, prior: RBMPrior) -> None:
-        self._energy = None
+        self._follow_log_z(prior)  # so that following goes on from here
         prior.set_log_partition(log_partition(prior.rbm(), generator=self._generator))
 
 

@@ -82,7 +82,7 @@ class BitPosterior(Distribution):
 class BitEncoder(nn.Module):
     """SCVI's encoder with its mean head read as log-odds of bits.
 
-    In evaluation the code is hard bits. In training its gradient needs a surrogate:
+    Without a gradient the code is hard bits. A gradient needs a surrogate:
 
     ``"reinmax"``
         hard bits; the slope of the decoder at both ends weighs the gradient (second-order
@@ -127,11 +127,13 @@ class BitEncoder(nn.Module):
         return z
 
     def forward(self, x: Tensor, *cat_list: Tensor) -> tuple[BitPosterior, Tensor]:
-        """Posterior and one draw (relaxed in training, hard bits in evaluation)."""
+        """Posterior and one draw (relaxed where a gradient is asked for, else hard bits)."""
         head = self.mean_encoder(self.encoder(x, *cat_list))
         logits = head if head.dtype == torch.float64 else head.float()
         qz = BitPosterior(logits.sigmoid(), validate_args=False)
-        z = relax(logits, qz, self.relaxation, self.temperature) if self.training else qz.sample()
+        # not self.training: scvi-tools trains queries and trained models in evaluation mode
+        surrogate = logits.requires_grad
+        z = relax(logits, qz, self.relaxation, self.temperature) if surrogate else qz.sample()
         return qz, z.to(head.dtype)
 
 
@@ -158,6 +160,8 @@ def _overlapping_exponentials(p: Tensor, u: Tensor, rate: float) -> Tensor:
     # with m = exp(-rate x): (1-p) m^2 + half m - p tail = 0
     half = u * (1 - tail) - (1 - p) + p * tail
     root = (half.square() + 4 * (1 - p) * p * tail).sqrt()
-    # two forms of the same root: each loses digits where the other does not
-    m = torch.where(half > 0, 2 * p * tail / (half + root), (root - half) / (2 * (1 - p)))
+    # two forms of the same root: each loses digits (and its gradient) where the other does not
+    positive = half > 0
+    stable = 2 * p * tail / torch.where(positive, half + root, 1.0)
+    m = torch.where(positive, stable, (root - half) / (2 * (1 - p)))
     return (-m.clamp(min=torch.finfo(p.dtype).tiny).log() / rate).clamp(0, 1)
