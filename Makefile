@@ -3,7 +3,7 @@
 #   make demo                     the demo on simulated cells; results in demo_output/
 #   make demo DATA=cells.h5ad BATCH=batch LABELS=cell_type
 #   make test                     the fast tests
-#   make test-slow | test-hardware | docs | lint | clean
+#   make test-slow | test-hardware | test-upstream | docs | lint | clean
 #
 # PYTHON=python3.12       another interpreter
 # PIP_ARGS="..."          passed to every `pip install`, for example an index of CPU builds of torch
@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-hardware docs lint clean
+.PHONY: help demo test test-slow test-hardware test-upstream docs lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -65,6 +65,9 @@ test-slow: $(VENV)/.installed-test
 
 test-hardware: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m hardware $(PYTEST_ARGS)
+
+test-upstream: $(VENV)/.installed-test
+	$(BIN)/python tests/upstream.py $(PYTEST_ARGS)
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

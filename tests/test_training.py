@@ -35,6 +35,7 @@ FAMILIES = [
 
 @pytest.fixture(scope="module")
 def adata():
+    scvi.settings.seed = 0
     return synthetic_iid(batch_size=100, n_genes=40)
 
 
@@ -49,10 +50,11 @@ class Counting(Sampler):
 
     def __init__(self, inner=None):
         self.inner = ExactSampler() if inner is None else inner
-        self.couplings, self.draws = [], []
+        self.couplings, self.states, self.draws = [], [], []
 
     def sample(self, rbm, n_draws, state=None, generator=None):
         self.couplings.append(rbm.W.clone())
+        self.states.append(state)
         self.draws.append(self.inner.sample(rbm, n_draws, state, generator))
         return self.draws[-1]
 
@@ -94,6 +96,13 @@ def test_sampler_is_asked_at_every_kth_step(adata, every):
     assert not torch.equal(sampler.couplings[0], sampler.couplings[-1])
 
 
+def test_chains_persist(adata):
+    sampler = Counting(GibbsSampler())
+    make(adata).train(2, sampler=sampler, **QUIET)
+    assert sampler.states[0] is None
+    assert all(s is d.state for s, d in zip(sampler.states[1:], sampler.draws, strict=False))
+
+
 def test_number_of_negatives(adata):
     sampler = Counting()
     make(adata).train(1, sampler=sampler, plan_kwargs={"n_negatives": 17}, **QUIET)
@@ -107,9 +116,7 @@ def test_accumulation_averages_the_gradient_and_still_asks_each_batch(adata):
         )
         model, sampler = make(adata), Counting()
         frozen = {"lr": 0.0, "weight_decay": 0.0}
-        model.train(
-            1, sampler=sampler, callbacks=[grad], plan_kwargs=frozen, **kwargs, **QUIET
-        )
+        model.train(1, sampler=sampler, callbacks=[grad], plan_kwargs=frozen, **kwargs, **QUIET)
         assert len(sampler.draws) == N_STEPS
         return torch.stack(grad.seen)
 
@@ -160,6 +167,9 @@ def test_energies_keep_their_digits(adata, monkeypatch, precision, family):
         return out
 
     model = make(adata, **family)
+    with torch.no_grad():
+        for parameter in model.module.prior.parameters():
+            parameter.normal_()
     monkeypatch.setattr(RBMPrior, "kl", watched)
     model.train(2, precision=precision, check_val_every_n_epoch=1, **QUIET)
     assert set(calls) == {torch.float64 if precision == "64-true" else torch.float32}
@@ -243,14 +253,14 @@ def test_log_z_is_followed_from_step_to_step(adata, family, every):
         moved.append((exact - start).item())
 
     model.train(
-        6,
+        8,
         sampler=ExactSampler(),
         sample_every=every,
-        plan_kwargs={"prior_lr": 0.03, "n_negatives": 2048},
+        plan_kwargs={"prior_lr": 0.05, "eps": 1e-8, "n_negatives": 4096},
         callbacks=[Watch("on_before_zero_grad", look)],
         **QUIET,
     )
-    assert len(errors) == 6 * N_STEPS
+    assert len(errors) == 8 * N_STEPS
     assert np.abs(moved).max() > 0.3  # a log Z that stays at its start would fail below
     assert np.abs(errors).max() < 0.1
 
@@ -418,7 +428,11 @@ if __name__ == "__main__":
     prior = model.module.prior
     rank = os.environ.get("LOCAL_RANK", "0")
     torch.save(
-        {"before": before, "negatives": prior.negatives, "state": model.module.state_dict()},
+        {
+            "before": before,
+            "negatives": prior.negatives,
+            "weights": dict(model.module.named_parameters()) | {"log_z": prior.log_z},
+        },
         os.path.join(sys.argv[1], f"rank{rank}.pt"),
     )
 """
@@ -440,5 +454,5 @@ def test_two_processes_share_weights_but_not_chains(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = (torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in (0, 1))
     assert not torch.equal(first["negatives"], second["negatives"])
-    assert_same_state(first["state"], second["state"])
-    assert not torch.equal(first["state"]["prior.coupling"], first["before"])
+    assert_same_state(first["weights"], second["weights"])
+    assert not torch.equal(first["weights"]["prior.coupling"], first["before"])

@@ -23,7 +23,7 @@ from torch.distributions import (
     StudentT,
 )
 
-from scqbm.module import QBVAE
+from scqbm.module import DEFAULT_HIDDEN, DEFAULT_LATENT, QBVAE
 from scqbm.negative_phase import SamplerError
 from scqbm.partition import LogPartition, log_partition
 from scqbm.posterior import BitPosterior, Relaxation
@@ -58,7 +58,8 @@ class QBMVI(SCVI, _WithoutData):
     n_hidden, n_layers, dropout_rate, dispersion, gene_likelihood, use_observed_lib_size
         As in SCVI.
     n_latent
-        Units of the code: bits, or real numbers with ``latent_distribution="normal"``.
+        Units of the code: 64 bits by default, or SCVI's 10 real numbers with
+        ``latent_distribution="normal"``.
     latent_distribution
         ``"bernoulli"``: bits with a factorial posterior. ``"normal"``: SCVI's Gaussian posterior
         under a Gaussian-Bernoulli RBM, which starts at SCVI's N(0, I) and learns away from it.
@@ -88,7 +89,7 @@ class QBMVI(SCVI, _WithoutData):
         adata: AnnData | None = None,
         registry: dict | None = None,
         n_hidden: int = 128,
-        n_latent: int = 64,
+        n_latent: int | None = None,
         n_layers: int = 1,
         dropout_rate: float = 0.1,
         dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
@@ -101,6 +102,10 @@ class QBMVI(SCVI, _WithoutData):
     ):
         if registry is not None:  # shipped datamodules sign theirs "SCVI", which load() rejects
             registry = {**registry, "model_name": type(self).__name__}
+        if n_latent is None:
+            n_latent = DEFAULT_LATENT.get(latent_distribution, 10)
+        if n_prior_hidden is None:
+            n_prior_hidden = DEFAULT_HIDDEN.get(latent_distribution, 0)
         super().__init__(
             adata,
             registry,
@@ -119,9 +124,10 @@ class QBMVI(SCVI, _WithoutData):
         self._module_kwargs["use_observed_lib_size"] = use_observed_lib_size  # SCVI drops it
         if gene_likelihood != "normal" and self._adata is not None:
             _check_counts(self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY), "negative")
-        self._model_summary_string = self._model_summary_string.replace(
-            "SCVI", "QBMVI", 1
-        ).removesuffix(".") + f", n_prior_hidden: {n_prior_hidden}, relaxation: {relaxation}."
+        self._model_summary_string = (
+            self._model_summary_string.replace("SCVI", "QBMVI", 1).removesuffix(".")
+            + f", n_prior_hidden: {n_prior_hidden}, relaxation: {relaxation}."
+        )
         self.init_params_ = self._get_init_params(locals())
 
     @classmethod
@@ -129,7 +135,7 @@ class QBMVI(SCVI, _WithoutData):
         """Register ``adata`` as :meth:`scvi.model.SCVI.setup_anndata` does; refuses NaN counts."""
         super().setup_anndata(adata, *args, **kwargs)
         manager = cls._get_most_recent_anndata_manager(adata)
-        _check_counts(manager.get_from_registry(REGISTRY_KEYS.X_KEY), "NaN")
+        _check_counts(manager.get_from_registry(REGISTRY_KEYS.X_KEY), "NaN or infinite")
 
     def train(
         self,
@@ -201,6 +207,10 @@ class QBMVI(SCVI, _WithoutData):
         if representation == "sample":
             kwargs["give_mean"] = False
         latent = super().get_latent_representation(*args, **kwargs)
+        if representation != "mean" and isinstance(latent, tuple):
+            raise ValueError(
+                f"`representation={representation!r}` cannot be combined with return_dist=True."
+            )
         if representation == "logits":
             return BitPosterior(torch.from_numpy(latent), validate_args=False).logits.numpy()
         return latent
@@ -396,12 +406,12 @@ def _as_dict(kwargs) -> dict:
     return dict(kwargs.to_kwargs() if hasattr(kwargs, "to_kwargs") else kwargs)
 
 
-def _check_counts(x, what: Literal["NaN", "negative"]) -> None:
+def _check_counts(x, what: Literal["NaN or infinite", "negative"]) -> None:
     """One pass over the counts; data on disk are left to the data loader."""
     values = x.data if issparse(x) else x
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fi":
         return
-    bad = np.isnan(values).any() if what == "NaN" else values.size and values.min() < 0
+    bad = values.size and values.min() < 0 if what == "negative" else not np.isfinite(values).all()
     if bad:
         raise ValueError(
             f"`adata` holds {what} counts in X (or in the registered `layer`): QBMVI models raw "

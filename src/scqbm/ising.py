@@ -145,7 +145,7 @@ def spins_to_bits(spins: Tensor) -> Tensor:
 
 
 def all_states(n_bits: int, start: int = 0, stop: int | None = None, **kwargs) -> Tensor:
-    """Rows ``start..stop`` of the table of all ``2 ** n_bits`` states; ``kwargs`` as in ``.to``."""
+    """Rows ``start..stop`` of the table of all ``2 ** n_bits`` states; ``kwargs`` of ``.to``."""
     index = torch.arange(start, 2**n_bits if stop is None else stop)
     bits = index.unsqueeze(-1).bitwise_right_shift(torch.arange(n_bits)).bitwise_and(1)
     return bits.to(kwargs.pop("dtype", torch.get_default_dtype())).to(**kwargs)

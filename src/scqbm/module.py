@@ -20,6 +20,7 @@ from scqbm.posterior import RELAXATIONS, BitEncoder, BitPosterior, Relaxation
 from scqbm.prior import RBMPrior
 
 LATENT_DISTRIBUTIONS = ("bernoulli", "normal")
+DEFAULT_LATENT = {"bernoulli": 64, "normal": 10}
 DEFAULT_HIDDEN = {"bernoulli": 0, "normal": 32}
 
 
@@ -74,7 +75,9 @@ class QBVAE(VAE):
         relaxation: Relaxation = "reinmax",
         temperature: float = 0.5,
     ):
-        _check_prior_arguments(n_latent, latent_distribution, n_prior_hidden, relaxation)
+        _check_prior_arguments(
+            n_latent, latent_distribution, n_prior_hidden, relaxation, temperature
+        )
         super().__init__(
             n_input=n_input,
             n_batch=n_batch,
@@ -212,7 +215,11 @@ class QBVAE(VAE):
 
 
 def _check_prior_arguments(
-    n_latent: int, latent_distribution: str, n_prior_hidden: int | None, relaxation: str
+    n_latent: int,
+    latent_distribution: str,
+    n_prior_hidden: int | None,
+    relaxation: str,
+    temperature: float,
 ) -> None:
     if latent_distribution not in LATENT_DISTRIBUTIONS:
         hint = " (a logistic normal has no RBM prior)" if latent_distribution == "ln" else ""
@@ -233,3 +240,5 @@ def _check_prior_arguments(
         raise ValueError(f"`n_latent` must be at least {1 + in_halves}, not {n_latent}{reason}.")
     if relaxation not in RELAXATIONS:
         raise ValueError(f"`relaxation` must be one of {RELAXATIONS}, not {relaxation!r}.")
+    if temperature <= 0:
+        raise ValueError(f"`temperature` must be positive, not {temperature}.")

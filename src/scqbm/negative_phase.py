@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import lightning.pytorch as pl
@@ -43,6 +44,9 @@ class NegativePhase(Callback):
             raise ValueError(f"`sample_every` must be at least 1, not {every}.")
         if n_draws < 1:
             raise ValueError(f"`n_negatives` must be at least 1, not {n_draws}.")
+        if isinstance(sampler, type):
+            name = sampler.__name__
+            raise TypeError(f"`sampler` must be an instance, {name}(), not the class {name}.")
         self.sampler = GibbsSampler() if sampler is None else sampler
         if not callable(getattr(self.sampler, "sample", None)):
             raise TypeError(
@@ -169,7 +173,10 @@ class NegativePhase(Callback):
         try:
             draws = self.sampler.sample(rbm, self.n_draws, self._state, self._generator)
         except Exception as error:
-            raise SamplerError(f"`sampler` {name} failed at step {step}: {error} {kept}") from error
+            reason = str(error).rstrip(".")
+            raise SamplerError(
+                f"`sampler` {name} failed at step {step}: {reason}. {kept}"
+            ) from error
         problem = _problem_with(draws, rbm.n_visible, rbm.gaussian)
         if problem:
             raise SamplerError(f"`sampler` {name} {problem} at step {step}. {kept}")
@@ -206,16 +213,20 @@ def autocorrelation(before: Tensor, after: Tensor) -> float:
 
 def _problem_with(draws: object, n_visible: int, gaussian: bool) -> str | None:
     """What is wrong with a sampler's answer, as the rest of a sentence."""
-    visible = getattr(draws, "visible", None)
-    if not isinstance(visible, Tensor):
+    if not isinstance(draws, Draws):
         return f"returned {type(draws).__name__} instead of scqbm.samplers.Draws"
+    visible, weights = draws.visible, draws.weights
+    if not isinstance(visible, Tensor):
+        return f"returned visible draws of type {type(visible).__name__} instead of torch.Tensor"
     if visible.dim() != 2 or len(visible) == 0 or visible.shape[1] != n_visible:
         return (
             f"returned visible draws of shape {tuple(visible.shape)} instead of "
             f"(n_draws, {n_visible})"
         )
-    if draws.weights is not None and draws.weights.shape != visible.shape[:1]:
-        return f"returned {tuple(draws.weights.shape)} weights for {len(visible)} draws"
+    if weights is not None and weights.shape != visible.shape[:1]:
+        return f"returned weights of shape {tuple(weights.shape)} for {len(visible)} draws"
+    if weights is not None and not (weights.min() >= 0 and 0 < weights.sum() < math.inf):
+        return "returned weights that are negative, not finite or all zero"
     legal = visible.isfinite() if gaussian else visible * (visible - 1) == 0
     if not bool(legal.all()):
         if not bool(visible.isfinite().all()):

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 _EPS = 1e-6  # keeps log-probabilities of saturated bits finite: at most 13.8 nats a bit
+_GAIN = 4.0  # from head to log-odds: bits start with something to say and learn faster
 
-Relaxation = Literal["reinmax", "straight-through", "gumbel", "concrete", "exponential"]
+Relaxation = Literal["reinmax", "straight-through", "gumbel"]
 RELAXATIONS = get_args(Relaxation)
 
 
@@ -82,19 +83,16 @@ class BitPosterior(Distribution):
 class BitEncoder(nn.Module):
     """SCVI's encoder with its mean head read as log-odds of bits.
 
-    Without a gradient the code is hard bits. A gradient needs a surrogate:
+    The code is hard bits in training as in evaluation, so the ELBO is that of the discrete model.
+    Only the gradient needs a surrogate, the slope that the bit shows to its log-odds:
 
     ``"reinmax"``
-        hard bits; the slope of the decoder at both ends weighs the gradient (second-order
-        accurate; Liu et al. 2023, for two classes);
+        half the distance of the bit from its probability, which gives a decoder quadratic in each
+        bit its exact gradient (Liu et al. 2023, for two classes);
     ``"straight-through"``
-        hard bits; the gradient of the probability;
+        the slope of the probability;
     ``"gumbel"``
-        hard bits; the gradient of the binary concrete draw;
-    ``"concrete"``
-        the binary concrete draw itself (Maddison et al. 2017);
-    ``"exponential"``
-        overlapping exponentials around 0 and 1 (Vahdat et al. 2018).
+        the slope of the binary concrete draw (Maddison et al. 2017).
 
     Parameters
     ----------
@@ -105,7 +103,7 @@ class BitEncoder(nn.Module):
     relaxation
         One of the above.
     temperature
-        Temperature of ``"gumbel"`` and ``"concrete"``; inverse rate of ``"exponential"``.
+        Temperature of ``"gumbel"``.
     """
 
     def __init__(
@@ -127,41 +125,23 @@ class BitEncoder(nn.Module):
         return z
 
     def forward(self, x: Tensor, *cat_list: Tensor) -> tuple[BitPosterior, Tensor]:
-        """Posterior and one draw (relaxed where a gradient is asked for, else hard bits)."""
+        """Posterior and one draw of the bits."""
         head = self.mean_encoder(self.encoder(x, *cat_list))
-        logits = head if head.dtype == torch.float64 else head.float()
+        logits = _GAIN * (head if head.dtype == torch.float64 else head.float())
         qz = BitPosterior(logits.sigmoid(), validate_args=False)
-        # not self.training: scvi-tools trains queries and trained models in evaluation mode
-        surrogate = logits.requires_grad
-        z = relax(logits, qz, self.relaxation, self.temperature) if surrogate else qz.sample()
-        return qz, z.to(head.dtype)
+        return qz, draw_bits(logits, self.relaxation, self.temperature).to(head.dtype)
 
 
-def relax(logits: Tensor, qz: BitPosterior, relaxation: Relaxation, temperature: float) -> Tensor:
-    """A draw of the bits that lets a gradient through to ``logits``."""
-    if relaxation in ("reinmax", "straight-through"):
-        bits, p = qz.sample(), qz.probs
-        slope = (bits - p).abs() / 2 if relaxation == "reinmax" else p * (1 - p)
-        slope = slope.detach()
-        return bits + slope * (logits - logits.detach())
-    u = torch.rand_like(logits).clamp(_EPS, 1 - _EPS)
-    if relaxation == "exponential":
-        return _overlapping_exponentials(qz.probs, u, 1 / temperature)
-    soft = ((logits + u.log() - (-u).log1p()) / temperature).sigmoid()
-    if relaxation == "concrete":
-        return soft
-    return (soft > 0.5).to(soft.dtype) + soft - soft.detach()
-
-
-def _overlapping_exponentials(p: Tensor, u: Tensor, rate: float) -> Tensor:
-    """Inverse CDF at ``u`` of ``(1-p) rate e^{-rate x} + p rate e^{rate (x-1)}`` on [0, 1]."""
-    tail = torch.exp(torch.tensor(-rate, dtype=p.dtype, device=p.device))
-    p = p.clamp(_EPS, 1 - _EPS)
-    # with m = exp(-rate x): (1-p) m^2 + half m - p tail = 0
-    half = u * (1 - tail) - (1 - p) + p * tail
-    root = (half.square() + 4 * (1 - p) * p * tail).sqrt()
-    # two forms of the same root: each loses digits (and its gradient) where the other does not
-    positive = half > 0
-    stable = 2 * p * tail / torch.where(positive, half + root, 1.0)
-    m = torch.where(positive, stable, (root - half) / (2 * (1 - p)))
-    return (-m.clamp(min=torch.finfo(p.dtype).tiny).log() / rate).clamp(0, 1)
+def draw_bits(logits: Tensor, relaxation: Relaxation, temperature: float = 0.5) -> Tensor:
+    """Hard bits, drawn as :meth:`BitPosterior.sample` does, with a gradient to ``logits``."""
+    p = logits.sigmoid()
+    u = torch.rand_like(p)
+    bits = (u < p).to(p.dtype)
+    if relaxation == "reinmax":
+        slope = (bits - p).abs() / 2
+    elif relaxation == "straight-through":
+        slope = p * (1 - p)
+    else:
+        soft = ((logits - torch.logit(u, _EPS)) / temperature).sigmoid()
+        slope = soft * (1 - soft) / temperature
+    return bits + slope.detach() * (logits - logits.detach())

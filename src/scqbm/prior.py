@@ -16,8 +16,8 @@ class RBMPrior(nn.Module):
     """An RBM over the latent code.
 
     Two layouts share this interface. With ``n_hidden = 0`` the two halves of the code are the two
-    layers, so a factorial posterior has an exact expected energy. With ``n_hidden > 0`` the code is
-    the visible layer and the hidden bits are summed out: ``p(z) = sum_h exp(-E(z, h)) / Z``.
+    layers, so a factorial posterior has an exact expected energy. With ``n_hidden > 0`` the code
+    is the visible layer and the hidden bits are summed out: ``p(z) = sum_h exp(-E(z, h)) / Z``.
 
     The prior knows no sampler: a callback copies draws from p into :attr:`negatives`.
 
@@ -141,7 +141,6 @@ class RBMPrior(nn.Module):
         """Store an estimate of ``log Z`` and its standard error."""
         self.log_z.fill_(log_z.value)
         self.log_z_error.fill_(log_z.error)
-
 
 
 def _mean_over_draws(energy: Tensor, qz: Distribution) -> Tensor:
