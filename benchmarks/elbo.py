@@ -23,7 +23,7 @@ import scqbm
 from scqbm import QBMVI, data
 
 RESULTS = Path(__file__).parent / "results" / "elbo.csv"
-EPOCHS = {"pbmc_kang_ifnb": 60, "pancreas_4studies": 200, "covid_liu_30k": 30}
+EPOCHS = {"pbmc_kang_ifnb": 50, "pancreas_4studies": 150, "covid_liu_30k": 25}
 PLAN = {"lr": 3e-3, "n_epochs_kl_warmup": 20}
 METHODS = {
     "SCVI-10": (scvi.model.SCVI, {"n_latent": 10}),

@@ -58,7 +58,7 @@ class QBMVI(SCVI, _WithoutData):
     n_hidden, n_layers, dropout_rate, dispersion, gene_likelihood, use_observed_lib_size
         As in SCVI.
     n_latent
-        Units of the code: 64 bits by default, or SCVI's 10 real numbers with
+        Units of the code: 128 bits by default, or SCVI's 10 real numbers with
         ``latent_distribution="normal"``.
     latent_distribution
         ``"bernoulli"``: bits with a factorial posterior. ``"normal"``: SCVI's Gaussian posterior

@@ -20,7 +20,7 @@ from scqbm.posterior import RELAXATIONS, BitEncoder, BitPosterior, Relaxation
 from scqbm.prior import RBMPrior
 
 LATENT_DISTRIBUTIONS = ("bernoulli", "normal")
-DEFAULT_LATENT = {"bernoulli": 64, "normal": 10}
+DEFAULT_LATENT = {"bernoulli": 128, "normal": 10}
 DEFAULT_HIDDEN = {"bernoulli": 0, "normal": 32}
 
 
@@ -48,7 +48,7 @@ class QBVAE(VAE):
         n_batch: int = 0,
         n_labels: int = 0,
         n_hidden: int = 128,
-        n_latent: int = 64,
+        n_latent: int = 128,
         n_layers: int = 1,
         n_continuous_cov: int = 0,
         n_cats_per_cov: list[int] | None = None,

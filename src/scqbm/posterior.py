@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 _EPS = 1e-6  # keeps log-probabilities of saturated bits finite: at most 13.8 nats a bit
-_GAIN = 4.0  # from head to log-odds: bits start with something to say and learn faster
+_GAIN = 2.0  # from head to log-odds: bits start with something to say and learn faster
 
 Relaxation = Literal["reinmax", "straight-through", "gumbel"]
 RELAXATIONS = get_args(Relaxation)
