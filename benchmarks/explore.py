@@ -12,6 +12,7 @@ import json
 import sys
 
 import numpy as np
+import scanpy as sc
 import torch
 from scvi.module import VAE
 
@@ -20,6 +21,23 @@ from scqbm import data
 from scqbm.module import QBVAE
 from scqbm.partition import log_partition
 from scqbm.samplers import GibbsSampler
+
+
+def cells(name, n_cells, n_genes):
+    """Dense counts of the most variable genes, and the batch codes."""
+    adata = data.load(name)
+    if adata.n_vars > 2000:
+        sc.pp.highly_variable_genes(adata, n_top_genes=2000, flavor="seurat_v3", batch_key="batch")
+        adata = adata[:, adata.var["highly_variable"]]
+    if adata.n_obs > n_cells:
+        pick = np.random.default_rng(0).choice(adata.n_obs, n_cells, replace=False)
+        adata = adata[np.sort(pick)]
+    counts = adata.X.toarray()
+    dispersion = counts.var(0) / np.maximum(counts.mean(0), 1e-3)
+    counts = counts[:, np.argsort(-dispersion)[:n_genes]]
+    kept = counts.sum(1) > 0
+    codes = adata.obs["batch"].cat.codes.to_numpy(dtype=np.int64)
+    return counts[kept], codes[kept]
 
 
 def score(module, tensors, cells, repeats=5):
@@ -42,21 +60,20 @@ def main(config):
     torch.set_num_threads(1)
     if "gain" in config:
         scqbm.posterior._GAIN = config["gain"]
-    rng = np.random.default_rng(0)
-    adata = data.prepare(data.load(get("data", "pancreas_4studies")), "batch", get("genes", 1000))
-    if adata.n_obs > get("cells", 10_000):
-        adata = adata[np.sort(rng.choice(adata.n_obs, get("cells", 10_000), replace=False))]
-    codes = adata.obs["batch"].cat.codes.to_numpy(dtype=np.int64)
+    counts, codes = cells(
+        get("data", "pancreas_4studies"), get("cells", 10_000), get("genes", 1000)
+    )
     tensors = {
-        "X": torch.from_numpy(adata.X.toarray()),
+        "X": torch.from_numpy(counts),
         "batch": torch.from_numpy(codes)[:, None],
-        "labels": torch.zeros(adata.n_obs, 1, dtype=torch.long),
+        "labels": torch.zeros(len(counts), 1, dtype=torch.long),
     }
-    torch.manual_seed(get("seed", 0))
-    order = torch.randperm(adata.n_obs)
-    held_out, training = order.split([adata.n_obs // 10, adata.n_obs - adata.n_obs // 10])
+    seed = get("seed", 0)
+    order = torch.randperm(len(counts), generator=torch.Generator().manual_seed(seed))
+    held_out, training = order.split([len(counts) // 10, len(counts) - len(counts) // 10])
+    torch.manual_seed(seed)
     cls = VAE if get("cls") == "SCVI" else QBVAE
-    module = cls(adata.n_vars, int(codes.max()) + 1, gene_likelihood="nb", **get("model", {}))
+    module = cls(counts.shape[1], int(codes.max()) + 1, gene_likelihood="nb", **get("model", {}))
     prior = getattr(module, "prior", None)
     lr = get("lr", 3e-3)
     groups = [{"params": [p for n, p in module.named_parameters() if "prior." not in n]}]

@@ -107,6 +107,17 @@ def test_ising_dialect_agrees_with_dimod():
         assert constant == pytest.approx(0, abs=1e-12)
 
 
+def test_dense_ising_of_an_integrated_gaussian_layer():
+    rbm = random_rbm(2, 4, gaussian=True)
+    h, J, offset = rbm.hidden_ising()
+    assert torch.equal(J, J.triu(1))
+    for hid in bits(4):
+        hid = torch.tensor(hid).double()
+        spins = bits_to_spins(hid)
+        theirs = h @ spins + spins @ J @ spins + offset
+        assert theirs.item() == pytest.approx(rbm.hidden_free_energy(hid).item(), abs=1e-12)
+
+
 def test_all_states_lists_each_once():
     states = all_states(5)
     assert states.shape == (32, 5)

@@ -14,7 +14,7 @@ from scqbm import QBMVI
 from scqbm.ising import RBM, all_states
 from scqbm.partition import LogPartition, exact_log_partition
 from scqbm.posterior import RELAXATIONS, BitPosterior, draw_bits
-from scqbm.samplers import ExactSampler, GibbsSampler
+from scqbm.samplers import DimodSampler, ExactSampler, GibbsSampler
 
 
 def small_model(latent_distribution, n_latent, n_prior_hidden, n_cells=6):
@@ -270,7 +270,11 @@ def exact_moments(rbm):
     return p.sum(1) @ v, p.sum(0) @ h, v.T @ p @ h
 
 
-@pytest.mark.parametrize("sampler", [ExactSampler(), GibbsSampler(n_burn_in=200)])
+@pytest.mark.parametrize(
+    "sampler",
+    [ExactSampler(), GibbsSampler(n_burn_in=200), DimodSampler.simulated_annealing()],
+    ids=lambda s: type(s).__name__,
+)
 @pytest.mark.parametrize("name", MACHINES)
 def test_sampler_moments(sampler, name):
     rbm, n = MACHINES[name], 40_000
@@ -282,7 +286,11 @@ def test_sampler_moments(sampler, name):
     assert ((sampled.mean(0) - exact).abs() < 5 * error + 1e-6).all()
 
 
-@pytest.mark.parametrize("sampler", [ExactSampler(), GibbsSampler()])
+@pytest.mark.parametrize(
+    "sampler",
+    [ExactSampler(), GibbsSampler(), DimodSampler.simulated_annealing()],
+    ids=lambda s: type(s).__name__,
+)
 def test_sampler_protocol(sampler):
     rbm = MACHINES["bits"]
     one = sampler.sample(rbm, 64, None, torch.Generator().manual_seed(0))
@@ -308,6 +316,32 @@ def test_gibbs_sweep_leaves_the_distribution_alone():
     index = (moved.visible @ torch.tensor([1.0, 2.0, 4.0])).long()
     frequency = torch.bincount(index, minlength=8) / n
     assert ((frequency - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all()
+
+
+def test_dimod_sampler_divides_by_beta():
+    """An exact solver of Ocean's, weighed by hand, sees the energies at the asked temperature."""
+    import dimod
+
+    class Weighed(dimod.ExactSolver):
+        parameters = {"num_reads": []}
+
+        def sample(self, bqm, num_reads):
+            states = super().sample(bqm)
+            p = np.exp(-2.0 * (states.record.energy - states.record.energy.min()))  # its own beta
+            counts = np.round(num_reads * p / p.sum()).astype(int)
+            return dimod.SampleSet.from_samples(
+                (states.record.sample, states.variables),
+                energy=states.record.energy,
+                vartype="SPIN",
+                num_occurrences=counts,
+            )
+
+    rbm = MACHINES["bits"]
+    draws = DimodSampler(Weighed(), beta=2.0).sample(rbm, 100_000)
+    v, h, vh = exact_moments(rbm)
+    assert torch.allclose(draws.visible.mean(0), v, atol=1e-3)
+    assert torch.allclose(draws.hidden.mean(0), h, atol=1e-3)
+    assert torch.allclose(draws.visible.T @ draws.hidden / len(draws.visible), vh, atol=1e-3)
 
 
 def test_exact_sampler_refuses_large_machines():

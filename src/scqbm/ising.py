@@ -133,6 +133,21 @@ class RBM:
         fields = -torch.cat([self.a, self.b]) / 2
         return fields, -self.W / 4, fields.sum()
 
+    def hidden_ising(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The same with a Gaussian layer integrated out: a dense Ising model of the hidden bits.
+
+        Returns
+        -------
+        ``h`` of shape ``(n_hidden,)``, ``J`` as a strict upper triangle and a scalar ``offset``,
+        equal to :meth:`hidden_free_energy`.
+        """
+        if not self.gaussian:
+            raise ValueError("Only a Gaussian layer integrates to an Ising model.")
+        fields = -(self.b + self.W.T @ self.a) / 2
+        gram = self.W.T @ self.W
+        constant = (self.a.square() / 2 + math.log(2 * math.pi) / 2).sum() + gram.trace() / 8
+        return fields, -gram.triu(1) / 4, -self.b.sum() / 2 - constant
+
 
 def bits_to_spins(bits: Tensor) -> Tensor:
     """{0, 1} to {-1, +1}."""

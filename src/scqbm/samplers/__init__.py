@@ -1,7 +1,8 @@
 """Samplers of the prior: numbers in, fresh draws out. None of them knows the model."""
 
 from scqbm.samplers._base import Draws, Sampler
+from scqbm.samplers._dimod import DimodSampler
 from scqbm.samplers._exact import ExactSampler
 from scqbm.samplers._gibbs import GibbsSampler
 
-__all__ = ["Draws", "ExactSampler", "GibbsSampler", "Sampler"]
+__all__ = ["DimodSampler", "Draws", "ExactSampler", "GibbsSampler", "Sampler"]
