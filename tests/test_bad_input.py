@@ -272,3 +272,13 @@ def test_the_cause_is_kept():
 def test_too_large_for_enumeration():
     with pytest.raises(SamplerError, match="at most 20 bits.*has 21: use GibbsSampler"):
         make(n_latent=42).train(1, sampler=ExactSampler(), **QUIET)
+
+
+@pytest.mark.parametrize("part", ["decoder", "prior"])
+def test_divergence_is_said(part):
+    """Bits would train on NaN in silence; Gaussian codes make torch or the sampler raise."""
+    model = make()
+    parameter = model.module.px_r if part == "decoder" else model.module.prior.coupling
+    torch.nn.init.constant_(parameter, np.nan)
+    with pytest.raises(FloatingPointError, match="diverged in epoch 0.*lower lr"):
+        model.train(1, **QUIET)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 import warnings
 from pathlib import Path
@@ -29,7 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    warnings.filterwarnings("ignore", category=UserWarning, module="lightning|scvi|sklearn")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     scvi.settings.seed = args.seed
 
     adata = _cells(args.data, args.batch_key, args.labels_key, args.seed)
@@ -40,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         cls.setup_anndata(adata, batch_key=args.batch_key)
         models[cls.__name__] = model = cls(adata, gene_likelihood="nb")
         start = time.perf_counter()
-        model.train(epochs, check_val_every_n_epoch=5)
+        model.train(epochs, check_val_every_n_epoch=min(5, epochs))
         adata.obsm[f"X_{cls.__name__}"] = model.get_latent_representation()
         elbo = -float(model.get_elbo(indices=model.validation_indices))
         seconds = time.perf_counter() - start
@@ -116,9 +118,9 @@ def _figures(adata: AnnData, models: dict, batch_key: str, labels_key: str, out:
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, model in models.items():
         for split, style in (("train", ":"), ("validation", "-")):
-            curve = model.history[f"elbo_{split}"].squeeze()
-            axis.plot(curve.index[1:], curve.iloc[1:], style, label=f"{name} {split}")
-    axis.set(xlabel="epoch", ylabel="-ELBO, nats a cell")
+            curve = model.history[f"elbo_{split}"].iloc[:, 0].dropna()
+            axis.plot(curve.index, curve, style, label=f"{name} {split}")
+    axis.set(xlabel="epoch", ylabel="-ELBO, nats a cell", yscale="log")
     axis.legend(frameon=False)
     figure.savefig(out / "training.png", dpi=130)
 

@@ -117,8 +117,15 @@ class NegativePhase(Callback):
             self._refresh_log_z(prior)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say how well the chains mix."""
+        """Stop a diverged training; say how well the chains mix."""
         prior = _prior_of(pl_module)
+        loss = trainer.callback_metrics.get("train_loss", prior.log_z)
+        if not bool(torch.isfinite(loss + prior.log_z)):
+            raise FloatingPointError(
+                f"Training diverged in epoch {trainer.current_epoch}: the loss or the prior's log Z "
+                "is no longer finite. Train a new model with a lower lr in plan_kwargs, or clip "
+                "gradients with gradient_clip_val."
+            )
         if not prior.learns or self._snapshot is None:
             return
         memory = autocorrelation(self._snapshot, prior.negatives)
@@ -129,8 +136,7 @@ class NegativePhase(Callback):
                 f"The prior's chains have stopped mixing: over epoch {trainer.current_epoch} they "
                 f"kept a correlation of {memory:.2f} with where they began, so the prior's "
                 "gradient and energies may be biased. Try more sweeps "
-                "(sampler=GibbsSampler(n_sweeps=50)), a lower prior_lr or more prior_decay in "
-                "plan_kwargs.",
+                "(sampler=GibbsSampler(n_sweeps=50)) or a lower prior_lr in plan_kwargs.",
                 UserWarning,
                 stacklevel=2,
             )
