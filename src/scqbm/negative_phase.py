@@ -122,8 +122,8 @@ class NegativePhase(Callback):
         loss = trainer.callback_metrics.get("train_loss", prior.log_z)
         if not bool(torch.isfinite(loss + prior.log_z)):
             raise FloatingPointError(
-                f"Training diverged in epoch {trainer.current_epoch}: the loss or the prior's log Z "
-                "is no longer finite. Train a new model with a lower lr in plan_kwargs, or clip "
+                f"Training diverged in epoch {trainer.current_epoch}: the loss or the prior's "
+                "log Z is no longer finite. Train a new model with a lower lr in plan_kwargs, or clip "
                 "gradients with gradient_clip_val."
             )
         if not prior.learns or self._snapshot is None:
