@@ -61,6 +61,7 @@ class NegativePhase(Callback):
         self._clock = 0
         self._energy: Tensor | None = None  # of the negatives, at the parameters that drew them
         self._shift = torch.zeros(())  # log Z since then, as far as followed
+        self._fresh: list[Tensor] = []  # the parameters at which log Z was last estimated
         self._snapshot: Tensor | None = None
         self._queries_in_epoch = 0
         self._warned = False
@@ -72,6 +73,7 @@ class NegativePhase(Callback):
         prior = _prior_of(pl_module)
         if not prior.learns:
             return
+        self._fresh = []
         self._generator = torch.Generator(device=prior.log_z.device)
         # drawn even on resume, so that resumed and uninterrupted runs see one global sequence
         self._generator.manual_seed(int(torch.randint(2**62, ())) + trainer.global_rank)
@@ -123,8 +125,8 @@ class NegativePhase(Callback):
         if not bool(torch.isfinite(loss + prior.log_z)):
             raise FloatingPointError(
                 f"Training diverged in epoch {trainer.current_epoch}: the loss or the prior's "
-                "log Z is no longer finite. Train a new model with a lower lr in plan_kwargs, or clip "
-                "gradients with gradient_clip_val."
+                "log Z is no longer finite. Train a new model with a lower lr in plan_kwargs, or "
+                "clip gradients with gradient_clip_val."
             )
         if not prior.learns or self._snapshot is None:
             return
@@ -204,8 +206,13 @@ class NegativePhase(Callback):
         self._shift = shift
 
     def _refresh_log_z(self, prior: RBMPrior) -> None:
+        rbm = prior.rbm()
+        parameters = [rbm.a, rbm.b, rbm.W]
+        if self._fresh and all(map(torch.equal, self._fresh, parameters)):
+            return  # the end of training, right after a validation whose state may be on disk
+        self._fresh = [p.clone() for p in parameters]
         self._follow_log_z(prior)  # so that following goes on from here
-        prior.set_log_partition(log_partition(prior.rbm(), generator=self._generator))
+        prior.set_log_partition(log_partition(rbm, generator=self._generator))
 
 
 def autocorrelation(before: Tensor, after: Tensor) -> float:
