@@ -3,7 +3,7 @@
 python benchmarks/elbo.py [--datasets ...] [--methods ...] [--seeds 0 1 2] [--quick]
 
 Same genes, splits, epochs, learning rate and KL warm-up for all; a row per run is appended to
-results/elbo.csv, and runs that are there already are skipped. `--table` prints the means.
+results/elbo.csv, and runs that are there already are skipped.
 """
 
 import argparse
@@ -64,44 +64,13 @@ def one_run(adata, method, seed, epochs):
     return row
 
 
-def table():
-    """Markdown: mean over seeds (and spread), and QBMVI less SCVI's best width, seed by seed."""
-    rows = pd.read_csv(RESULTS)
-    wide = rows.pivot_table(index=["dataset", "seed"], columns="method", values="negative_elbo")
-    best = wide[["SCVI-10", "SCVI-30"]].min(axis=1)
-    lines = [
-        "| dataset | " + " | ".join(METHODS) + " | QBMVI less best SCVI | normal less best SCVI |",
-        "|---" * (len(METHODS) + 3) + "|",
-    ]
-    for name, cells in wide.groupby(level=0, sort=False):
-        means = [f"{cells[m].mean():.1f} ± {cells[m].std():.1f}" for m in METHODS]
-        gains = [
-            ", ".join(f"{g:+.1f}" for g in (cells[m] - best.loc[cells.index]))
-            for m in ("QBMVI", "QBMVI-normal")
-        ]
-        lines.append(f"| {name} | " + " | ".join(means + gains) + " |")
-    error = rows["log_z_error"].max()
-    first = rows.iloc[0]
-    lines += [
-        "",
-        f"Nats a held-out cell, lower is better; mean ± spread over {rows['seed'].nunique()} seeds, "
-        f"then the difference for each seed. The largest standard error of log Z is {error:.2f}. "
-        f"scvi-tools {first['scvi-tools']}, torch {first['torch']}, plan {first['plan']}.",
-    ]
-    return "\n".join(lines)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--datasets", nargs="+", default=list(EPOCHS), choices=list(EPOCHS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true", help="2,000 cells, 20 epochs, not saved")
-    parser.add_argument("--table", action="store_true", help="print the table and stop")
     args = parser.parse_args()
-    if args.table:
-        print(table())
-        return
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for name in args.datasets:

@@ -1,0 +1,66 @@
+"""Write the tables of docs/results.md from benchmarks/results/*.csv.
+
+python benchmarks/tables.py
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
+FAMILIES = {"QBMVI": "bits", "QBMVI-normal": "normal"}
+
+
+def markdown(rows: list[dict]) -> str:
+    """A Markdown table of rows with the same keys."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row.values())) + " |" for row in rows])
+
+
+def elbo() -> str:
+    """Mean over seeds (and spread), and each family less SCVI's best width, seed by seed."""
+    runs = pd.read_csv(RESULTS / "elbo.csv")
+    wide = runs.pivot_table(index=["dataset", "seed"], columns="method", values="negative_elbo")
+    rows = []
+    for name, cells in wide.groupby(level=0):
+        rivals = cells[["SCVI-10", "SCVI-30"]]
+        row = {"dataset": name}
+        row |= {m: f"{cells[m].mean():.1f} ± {cells[m].std():.1f}" for m in cells}
+        for method, family in FAMILIES.items():
+            of_means = cells[method].mean() - rivals.mean().min()
+            by_seed = ", ".join(f"{d:+.1f}" for d in cells[method] - rivals.min(axis=1))
+            row[f"{family} less best SCVI: of means (by seed)"] = f"{of_means:+.1f} ({by_seed})"
+        rows.append(row)
+    first = runs.iloc[0]
+    epochs = ", ".join(f"{k} {v}" for k, v in runs.groupby("dataset")["epochs"].first().items())
+    note = (
+        "Nats a held-out cell, lower is better: mean ± spread over "
+        f"{runs['seed'].nunique()} seeds, each with its own split. The largest standard error of "
+        f"log Z is {runs['log_z_error'].max():.2f}. Epochs: {epochs}; plan {first['plan']}; "
+        f"scvi-tools {first['scvi-tools']}, torch {first['torch']}."
+    )
+    return f"{markdown(rows)}\n\n{note}"
+
+
+def plain(name: str) -> str:
+    """A results file as it is, turned on its side if it has one row."""
+    table = pd.read_csv(RESULTS / f"{name}.csv")
+    if len(table) > 1:
+        return markdown(table.astype(str).to_dict("records"))
+    return markdown([{"quantity": key, "value": value} for key, value in table.iloc[0].items()])
+
+
+def main() -> None:
+    """One included file a results file."""
+    for name, text in {
+        "elbo": elbo,
+        "long_run": lambda: plain("long_run"),
+        "speed": lambda: plain("speed"),
+    }.items():
+        if (RESULTS / f"{name}.csv").exists():
+            (DOCS / f"results_{name}.md").write_text(text() + "\n")
+
+
+if __name__ == "__main__":
+    main()
