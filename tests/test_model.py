@@ -291,7 +291,7 @@ def test_sample_prior(family):
     assert (set(np.unique(z)) == {0, 1}) == (family is not NORMAL)
     np.testing.assert_array_equal(z, model.sample_prior(4000))
     assert not np.array_equal(z, model.sample_prior(4000, seed=1))
-    other = model.sample_prior(4000, sampler=GibbsSampler(n_burn_in=300))
+    other = model.sample_prior(4000, sampler=GibbsSampler(n_sweeps=300))
     np.testing.assert_allclose(z.mean(0), other.mean(0), atol=6 * z.std() / np.sqrt(2000))
 
 

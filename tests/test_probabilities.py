@@ -272,7 +272,7 @@ def exact_moments(rbm):
 
 @pytest.mark.parametrize(
     "sampler",
-    [ExactSampler(), GibbsSampler(n_burn_in=200), DimodSampler.simulated_annealing()],
+    [ExactSampler(), GibbsSampler(n_sweeps=200), DimodSampler.simulated_annealing()],
     ids=lambda s: type(s).__name__,
 )
 @pytest.mark.parametrize("name", MACHINES)
@@ -342,6 +342,26 @@ def test_dimod_sampler_divides_by_beta():
     assert torch.allclose(draws.visible.mean(0), v, atol=1e-3)
     assert torch.allclose(draws.hidden.mean(0), h, atol=1e-3)
     assert torch.allclose(draws.visible.T @ draws.hidden / len(draws.visible), vh, atol=1e-3)
+
+
+def test_gibbs_renewal_fills_clusters_that_sweeps_cannot_reach():
+    """Two far clusters of codes: chains that begin in the lighter one must leave it."""
+    n, coupling = 12, 2.0
+    tilt = torch.full((n,), 0.5 / n)
+    rbm = RBM(tilt * 2, tilt * 2, torch.full((n, n), coupling), False)
+    share = ExactSampler().sample(rbm, 20_000, None, torch.Generator().manual_seed(0))
+    share = (share.visible.mean(1) > 0.5).float().mean().item()
+    wrong = {"visible": torch.zeros(2000, n), "age": 0}
+    found = {}
+    for every in (0, 2):
+        state, generator = wrong, torch.Generator().manual_seed(1)
+        sampler = GibbsSampler(renew_every=every, n_anneal=500)
+        for _ in range(3):
+            draws = sampler.sample(rbm, 2000, state, generator)
+            state = draws.state
+        found[every] = (draws.visible.mean(1) > 0.5).float().mean().item()
+    assert found[0] < 0.05 < share
+    assert abs(found[2] - share) < 0.1
 
 
 def test_exact_sampler_refuses_large_machines():

@@ -306,14 +306,14 @@ class QBMVI(SCVI, _WithoutData):
         n_samples
             How many.
         sampler
-            By default exact where the prior is small enough, else 2,000 block Gibbs sweeps.
+            By default exact where the prior is small enough, else annealed block Gibbs chains.
         seed
             Seed of the draws.
         """
         rbm = self._rbm()
         if sampler is None:
             small = min(rbm.n_hidden, rbm.n_hidden if rbm.gaussian else rbm.n_visible) <= 16
-            sampler = ExactSampler() if small else GibbsSampler(n_burn_in=2000)
+            sampler = ExactSampler() if small else GibbsSampler(n_sweeps=1000, n_anneal=1000)
         generator = torch.Generator(device=rbm.W.device).manual_seed(seed)
         draws = sampler.sample(rbm, n_samples, None, generator)
         code = [draws.visible, draws.hidden] if self.module.prior.in_halves else [draws.visible]

@@ -43,16 +43,45 @@ def exact_log_partition(rbm: RBM) -> Tensor:
 
 
 @torch.no_grad()
+def anneal(
+    rbm: RBM, n_chains: int, n_steps: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Annealed importance sampling (Neal 2001) of the visible layer.
+
+    The couplings are switched on in ``n_steps`` equal steps while the biases stay, with one block
+    Gibbs sweep a step; the hidden layer is summed out of the weights.
+
+    Returns
+    -------
+    Visible states and their log weights, relative to the uncoupled machine: the mean weight is
+    ``Z / Z_uncoupled``, and weighted states follow the machine.
+    """
+    like = {"dtype": rbm.W.dtype, "device": rbm.W.device}
+
+    def draw(field: Tensor, gaussian: bool) -> Tensor:
+        if gaussian:
+            return field + torch.randn(field.shape, generator=generator, **like)
+        return (torch.rand(field.shape, generator=generator, **like) < field.sigmoid()).to(field)
+
+    v = draw(rbm.a.expand(n_chains, -1), rbm.gaussian)
+    log_weight = torch.zeros(n_chains, **like)
+    cold = rbm.scaled(0.0)
+    for step in range(1, n_steps + 1):
+        warm, cold = cold, rbm.scaled(step / n_steps)
+        log_weight += warm.interaction(v) - cold.interaction(v)
+        if step < n_steps:
+            h = draw(cold.hidden_field(v), False)
+            v = draw(cold.visible_field(h), rbm.gaussian)
+    return v, log_weight
+
+
 def annealed_log_partition(
     rbm: RBM,
     n_chains: int = 256,
     n_steps: int = 200,
     generator: torch.Generator | None = None,
 ) -> LogPartition:
-    """``log Z`` by annealed importance sampling (Neal 2001).
-
-    The couplings are switched on in ``n_steps`` equal steps while the biases stay, with one block
-    Gibbs sweep a step; the hidden layer is summed out of the weights.
+    """``log Z`` by annealed importance sampling.
 
     Parameters
     ----------
@@ -65,22 +94,8 @@ def annealed_log_partition(
     generator
         Source of random numbers, on the device of ``rbm``.
     """
-    like = {"dtype": rbm.W.dtype, "device": rbm.W.device}
-
-    def draw(field: Tensor, gaussian: bool) -> Tensor:
-        if gaussian:
-            return field + torch.randn(field.shape, generator=generator, **like)
-        return (torch.rand(field.shape, generator=generator, **like) < field.sigmoid()).to(field)
-
-    v = draw(rbm.a.expand(n_chains, -1), rbm.gaussian)
-    log_weight = torch.zeros(n_chains, dtype=torch.float64)
-    cold = rbm.scaled(0.0)
-    for step in range(1, n_steps + 1):
-        warm, cold = cold, rbm.scaled(step / n_steps)
-        log_weight += (warm.interaction(v) - cold.interaction(v)).cpu().double()
-        if step < n_steps:
-            h = draw(cold.hidden_field(v), False)
-            v = draw(cold.visible_field(h), rbm.gaussian)
+    _, log_weight = anneal(rbm, n_chains, n_steps, generator)
+    log_weight = log_weight.cpu().double()
     mean = torch.logsumexp(log_weight, 0) - math.log(n_chains)
     relative = (log_weight - mean).exp()  # weights with mean 1
     error = relative.std() / math.sqrt(n_chains)
