@@ -25,22 +25,22 @@ from scqbm import QBMVI, data
 RESULTS = Path(__file__).parent / "results" / "elbo.csv"
 EPOCHS = {"pbmc_kang_ifnb": 50, "pancreas_4studies": 150, "covid_liu_30k": 25}
 PLAN = {"lr": 3e-3, "n_epochs_kl_warmup": 20}
-METHODS = {
-    "SCVI-10": (scvi.model.SCVI, {"n_latent": 10}),
-    "SCVI-30": (scvi.model.SCVI, {"n_latent": 30}),
-    "QBMVI": (QBMVI, {}),
-    "QBMVI-normal": (QBMVI, {"latent_distribution": "normal"}),
+METHODS = {  # class, arguments, additions to the plan
+    "SCVI-10": (scvi.model.SCVI, {"n_latent": 10}, {}),
+    "SCVI-30": (scvi.model.SCVI, {"n_latent": 30}, {}),
+    "QBMVI": (QBMVI, {}, {"prior_lr": 5e-4}),
+    "QBMVI-normal": (QBMVI, {"latent_distribution": "normal"}, {}),
 }
 
 
 def one_run(adata, method, seed, epochs):
     """Train on 90% of the cells and score the rest; one tidy row."""
     scvi.settings.seed = seed
-    cls, arguments = METHODS[method]
+    cls, arguments, additions = METHODS[method]
     cls.setup_anndata(adata, batch_key="batch")
     model = cls(adata, gene_likelihood="nb", **arguments)
     start = time.perf_counter()
-    model.train(epochs, train_size=0.9, plan_kwargs=dict(PLAN), enable_progress_bar=False)
+    model.train(epochs, train_size=0.9, plan_kwargs=PLAN | additions, enable_progress_bar=False)
     seconds = time.perf_counter() - start
     held_out = model.validation_indices
     elbos = [-float(model.get_elbo(indices=held_out)) for _ in range(5)]
@@ -90,7 +90,7 @@ def main():
                     key
                     | one_run(adata, method, seed, epochs)
                     | {
-                        "plan": json.dumps(PLAN),
+                        "plan": json.dumps(PLAN | METHODS[method][2]),
                         "scqbm": scqbm.__version__,
                         "scvi-tools": scvi.__version__,
                         "torch": torch.__version__,
