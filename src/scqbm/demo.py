@@ -93,6 +93,7 @@ def _figures(adata: AnnData, models: dict, batch_key: str, labels_key: str, out:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import scanpy as sc
+    import seaborn as sns  # comes with scanpy
 
     for name in models:
         sc.pp.neighbors(adata, use_rep=f"X_{name}", key_added=name)
@@ -119,8 +120,9 @@ def _figures(adata: AnnData, models: dict, batch_key: str, labels_key: str, out:
     for name, model in models.items():
         for split, style in (("train", ":"), ("validation", "-")):
             curve = model.history[f"elbo_{split}"].iloc[:, 0].dropna()
+            curve = curve[curve.index >= 3]  # the first fall would hide the rest
             axis.plot(curve.index, curve, style, label=f"{name} {split}")
-    axis.set(xlabel="epoch", ylabel="-ELBO, nats a cell", yscale="log")
+    axis.set(xlabel="epoch", ylabel="-ELBO, nats a cell")
     axis.legend(frameon=False)
     figure.savefig(out / "training.png", dpi=130)
 
@@ -134,9 +136,16 @@ def _figures(adata: AnnData, models: dict, batch_key: str, labels_key: str, out:
         ax=axes[0],
         show=False,
     )
-    adata.obs.groupby(labels_key, observed=True)["prior_energy"].median().sort_values().plot.barh(
-        ax=axes[1], xlabel="median prior energy (low: typical of the prior)"
+    medians = adata.obs.groupby(labels_key, observed=True)["prior_energy"].median()
+    sns.boxplot(
+        adata.obs,
+        x="prior_energy",
+        y=labels_key,
+        order=medians.sort_values().index,
+        fliersize=1,
+        ax=axes[1],
     )
+    axes[1].set(xlabel="prior energy (low: typical of the prior)", ylabel="")
     figure.savefig(out / "energy.png", dpi=130)
     plt.close("all")
 
