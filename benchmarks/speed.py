@@ -21,8 +21,8 @@ import torch
 from scqbm import QBMVI, data
 
 RESULTS = Path(__file__).parent / "results" / "speed.csv"
-WIDTHS = [10, 32, 64]
-ROUNDS, EPOCHS = 4, 4
+WIDTHS = [10, 64]
+ROUNDS, EPOCHS = 3, 2
 
 
 class EpochClock(pl.Callback):

@@ -175,7 +175,7 @@ class NegativePhase(Callback):
 
     @torch.no_grad()
     def _query(self, prior: RBMPrior, step: int) -> Draws:
-        rbm = prior.rbm()
+        rbm = prior.rbm().to(prior.log_z.device, copy=True)  # theirs to scribble on
         name = type(self.sampler).__name__
         kept = "The model keeps its training up to that step."
         try:
