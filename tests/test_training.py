@@ -25,6 +25,7 @@ QUIET = {
     "train_size": 0.8,
     "validation_size": 0.2,
 }
+ENCODER = "z_encoder.mean_encoder.weight"
 N_STEPS = 5  # an epoch of 160 training cells
 FAMILIES = [
     {"latent_distribution": "bernoulli"},
@@ -232,6 +233,17 @@ def test_the_prior_learns_with_kl_weight_zero(adata):
 # -- early stopping and log Z --------------------------------------------------------------------
 
 
+def test_the_encoder_learns_when_training_goes_on(adata):
+    model = make(adata)
+    model.train(1, **QUIET)
+    assert not model.module.training  # and scvi-tools leaves it so in the training below
+    before = state_of(model)
+    # nothing but the reconstruction, through the bits
+    model.train(1, plan_kwargs={"max_kl_weight": 0.0, "weight_decay": 0.0}, **QUIET)
+    after = state_of(model)
+    assert not torch.equal(before[ENCODER], after[ENCODER])
+
+
 def test_early_stopping(adata):
     model = make(adata)
     model.train(
@@ -294,6 +306,14 @@ def test_log_z_after_training_agrees_where_it_is_annealed(adata):
     exact = exact_log_partition(prior.rbm())
     assert abs(prior.log_z - exact) < 5 * prior.log_z_error
     assert model.get_log_partition().value == pytest.approx(exact.item(), abs=1e-4)
+
+
+def test_training_ends_with_the_log_z_of_its_last_validation(adata):
+    model = make(adata, n_latent=30, n_prior_hidden=15)
+    saved = Watch("on_validation_end", lambda plan: plan.module.prior.log_z.item())
+    model.train(1, check_val_every_n_epoch=1, callbacks=[saved], **QUIET)
+    assert model.module.prior.log_z_error > 0  # another estimate would differ
+    assert model.module.prior.log_z.item() == saved.seen[-1]
 
 
 # -- the same run again --------------------------------------------------------------------------
