@@ -14,7 +14,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+exclude_patterns = ["results_*.md", "_build", "**/.ipynb_checkpoints"]
 
 # Notebooks are shown as they were saved: run them by hand, where there is time for it.
 nb_execution_mode = "off"
