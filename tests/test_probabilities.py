@@ -344,14 +344,35 @@ def test_dimod_sampler_divides_by_beta():
     assert torch.allclose(draws.visible.T @ draws.hidden / len(draws.visible), vh, atol=1e-3)
 
 
+def two_clusters(tilt):
+    """Two far clusters of codes; sweeps cannot leave either. The upper one weighs more."""
+    n = 12
+    field = torch.full((n,), tilt / n)
+    return RBM(field, field, torch.full((n, n), 2.0))
+
+
+def upper_share(draws):
+    """Mass of the draws in the upper cluster."""
+    upper = (draws.visible.mean(1) > 0.5).float()
+    return (upper.mean() if draws.weights is None else draws.weights @ upper).item()
+
+
+def exact_upper_share(rbm):
+    states = all_states(rbm.n_visible)
+    mass = torch.softmax(-rbm.free_energy(states).double(), 0)
+    return mass[states.mean(1) > 0.5].sum().item()
+
+
 def test_gibbs_renewal_fills_clusters_that_sweeps_cannot_reach():
-    """Two far clusters of codes: chains that begin in the lighter one must leave it."""
-    n, coupling = 12, 2.0
-    tilt = torch.full((n,), 0.5 / n)
-    rbm = RBM(tilt * 2, tilt * 2, torch.full((n, n), coupling), False)
-    share = ExactSampler().sample(rbm, 20_000, None, torch.Generator().manual_seed(0))
-    share = (share.visible.mean(1) > 0.5).float().mean().item()
-    wrong = {"visible": torch.zeros(2000, n), "age": 0}
+    """Chains that all begin in the lighter cluster must leave it."""
+    rbm = two_clusters(1.0)
+    v = torch.zeros(2000, rbm.n_visible)
+    wrong = {
+        "visible": v,
+        "energy": rbm.free_energy(v),
+        "log_weight": torch.zeros(2000),
+        "age": 0,
+    }
     found = {}
     for every in (0, 2):
         state, generator = wrong, torch.Generator().manual_seed(1)
@@ -359,9 +380,31 @@ def test_gibbs_renewal_fills_clusters_that_sweeps_cannot_reach():
         for _ in range(3):
             draws = sampler.sample(rbm, 2000, state, generator)
             state = draws.state
-        found[every] = (draws.visible.mean(1) > 0.5).float().mean().item()
-    assert found[0] < 0.05 < share
-    assert abs(found[2] - share) < 0.1
+        found[every] = upper_share(draws)
+    assert found[0] < 0.05 < exact_upper_share(rbm)
+    assert abs(found[2] - exact_upper_share(rbm)) < 0.1
+
+
+@pytest.mark.parametrize("tilts", [(0.0, 0.3, 0.5, 0.8), (-2.0, 0.0, 2.0, 2.5)])
+def test_gibbs_population_follows_a_prior_that_moves(tilts):
+    """Training moves the masses of clusters between which no chain can walk."""
+    n, generator, resampled = 4000, torch.Generator().manual_seed(0), False
+    start = two_clusters(tilts[0])
+    v = ExactSampler().sample(start, n, None, generator).visible
+    state = {
+        "visible": v,
+        "energy": start.free_energy(v),
+        "log_weight": torch.zeros(n),
+        "age": 0,
+    }
+    for tilt in tilts[1:]:
+        rbm = two_clusters(tilt)
+        draws = GibbsSampler(renew_every=0).sample(rbm, n, state, generator)
+        state = draws.state
+        assert upper_share(draws) == pytest.approx(exact_upper_share(rbm), abs=0.05)
+        resampled |= state["log_weight"].eq(0).all().item()
+    assert exact_upper_share(rbm) - exact_upper_share(start) > 0.15  # plain chains stay behind
+    assert resampled == (tilts[0] < 0)  # few chains carried the weight
 
 
 def test_exact_sampler_refuses_large_machines():

@@ -27,7 +27,7 @@ class QBMTrainingPlan(TrainingPlan):
         Draws a query.
     prior_lr
         Learning rate of the prior. By default that of the networks (one optimizer group) up to
-        1e-3: faster, the chains fall behind the prior and log Z swings by tens of nats.
+        1e-3: faster, clusters of codes that no chain is in can grow unseen.
     **kwargs
         Those of :class:`scvi.train.TrainingPlan`.
     """

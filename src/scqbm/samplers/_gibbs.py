@@ -9,14 +9,19 @@ from scqbm.ising import RBM
 from scqbm.partition import anneal
 from scqbm.samplers._base import Draws, Sampler
 
+LEAST_ESS = 0.5  # resample when fewer than this share of the chains carry the weight
+
 
 class GibbsSampler(Sampler):
     """Block Gibbs: all hidden units given all visible ones, then the reverse, chain by chain.
 
     Chains persist from one query to the next (persistent contrastive divergence). Within a
-    cluster of codes they mix fast, between clusters hardly; so they begin, and every
-    ``renew_every`` queries begin anew, as a population annealed from independent units and
-    resampled by its importance weights, which puts the right number of chains in each cluster.
+    cluster of codes they mix fast, between clusters hardly, while training moves the clusters'
+    masses at every step. So the chains are a weighted population: between queries each weight
+    follows its chain's change of free energy (sequential Monte Carlo, Del Moral et al. 2006), and
+    heavy chains replace light ones where few would carry the rest. To find clusters that no chain
+    is in, the population begins, and every ``renew_every`` queries begins anew, by annealing from
+    independent units.
 
     Parameters
     ----------
@@ -50,11 +55,21 @@ class GibbsSampler(Sampler):
     ) -> Draws:
         """Advance the chains and return where they are; see :meth:`Sampler.sample`."""
         like = {"dtype": rbm.W.dtype, "device": rbm.W.device}
-        v = state["visible"].to(**like).clone() if state else None
-        age = state.get("age", 0) + 1 if state else 0
-        if v is None or v.shape != (n_draws, rbm.n_visible) or 0 < self.renew_every <= age:
+        mine = state is not None and "log_weight" in state  # not another sampler's
+        fits = mine and state["visible"].shape == (n_draws, rbm.n_visible)
+        age = state["age"] + 1 if fits else 0
+        if not fits or 0 < self.renew_every <= age:
             v, log_weight = anneal(rbm, n_draws, self.n_anneal, generator)
-            v, age = _resample(v, log_weight, generator), 0
+            age = 0
+        else:
+            v, energy, log_weight = (
+                state[name].to(**like).clone() for name in ("visible", "energy", "log_weight")
+            )
+            log_weight += energy - rbm.free_energy(v)
+        weight = log_weight.softmax(0)
+        if age == 0 or weight.square().sum() * n_draws * LEAST_ESS > 1:
+            v = _resample(v, weight, generator)
+            log_weight = torch.zeros_like(log_weight)
         h = torch.empty(n_draws, rbm.n_hidden, **like)
         noise_h, noise_v = torch.empty_like(h), torch.empty_like(v)
         # the fields of RBM.hidden_field and visible_field with the centring folded into the biases
@@ -70,13 +85,29 @@ class GibbsSampler(Sampler):
             else:
                 v.sigmoid_()
                 torch.lt(noise_v.uniform_(generator=generator), v, out=v)
-        return Draws(visible=v, hidden=h, state={"visible": v.clone(), "age": age})
+        return Draws(
+            visible=v,
+            hidden=h,
+            weights=log_weight.softmax(0),
+            state={
+                "visible": v.clone(),
+                "energy": rbm.free_energy(v),
+                "log_weight": log_weight,
+                "age": age,
+            },
+        )
 
 
-def _resample(v: Tensor, log_weight: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Systematic resampling: each state as often as its weight asks, give or take one."""
+def _resample(v: Tensor, weight: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Systematic resampling: each state as often as its weight asks, give or take one.
+
+    Survivors stay where they are, so that a chain can be followed; copies fill the gaps.
+    """
     n = len(v)
-    cdf = log_weight.double().softmax(0).cumsum(0)
+    cdf = weight.double().cumsum(0)
     start = torch.rand((), generator=generator, dtype=cdf.dtype, device=cdf.device)
     points = (torch.arange(n, dtype=cdf.dtype, device=cdf.device) + start) / n
-    return v[torch.searchsorted(cdf, points).clamp(max=n - 1)]
+    parents = torch.searchsorted(cdf / cdf[-1], points).clamp(max=n - 1)
+    copies = torch.bincount(parents, minlength=n)
+    v[copies == 0] = v.repeat_interleave((copies - 1).clamp(min=0), 0)
+    return v
