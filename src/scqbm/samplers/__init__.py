@@ -4,5 +4,6 @@ from scqbm.samplers._base import Draws, Sampler
 from scqbm.samplers._dimod import DimodSampler
 from scqbm.samplers._exact import ExactSampler
 from scqbm.samplers._gibbs import GibbsSampler
+from scqbm.samplers._tempering import TemperingSampler
 
-__all__ = ["DimodSampler", "Draws", "ExactSampler", "GibbsSampler", "Sampler"]
+__all__ = ["DimodSampler", "Draws", "ExactSampler", "GibbsSampler", "Sampler", "TemperingSampler"]

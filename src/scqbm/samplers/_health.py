@@ -1,0 +1,81 @@
+"""Figures that tell whether draws can be what they claim; cheap enough for every epoch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scqbm.ising import RBM, bits_to_spins
+
+MAX_BETA = 100.0
+
+
+def effective_number(weights: Tensor | None, n_draws: int) -> float:
+    """How many equally weighted draws the weights are worth (Kish)."""
+    if weights is None:
+        return float(n_draws)
+    return (weights.sum().square() / weights.square().sum()).item()
+
+
+@torch.no_grad()
+def effective_beta(
+    rbm: RBM, visible: Tensor, hidden: Tensor, weights: Tensor | None = None
+) -> float:
+    """Inverse temperature at which draws look drawn from ``rbm``: 1 where they are.
+
+    Maximum pseudolikelihood: the factor on the log-odds of each bit given all others under which
+    the bits as drawn are likeliest. A Gaussian layer is integrated out first.
+
+    Parameters
+    ----------
+    rbm
+        The machine.
+    visible
+        Draws of its visible layer.
+    hidden
+        Draws of its hidden layer, from the same joint states.
+    weights
+        Weights of the draws, if not equal.
+    """
+    if rbm.gaussian:
+        fields, upper, _ = rbm.hidden_ising()
+        odds = -2 * (fields + bits_to_spins(hidden) @ (upper + upper.T))
+        drawn = hidden
+    else:
+        odds = torch.cat([rbm.visible_field(hidden), rbm.hidden_field(visible)], -1)
+        drawn = torch.cat([visible, hidden], -1)
+    return pseudolikelihood_beta(odds * bits_to_spins(drawn), weights)
+
+
+def pseudolikelihood_beta(alignment: Tensor, weights: Tensor | None = None) -> float:
+    """The factor ``beta`` that maximises ``sum log sigmoid(beta * alignment)``.
+
+    Parameters
+    ----------
+    alignment
+        Log-odds of each unit's value as drawn, given the others, at inverse temperature 1; shape
+        ``(n_draws, n_units)``.
+    weights
+        Weights of the draws, if not equal.
+
+    Returns
+    -------
+    The factor, within +-100; 1 where all log-odds are zero and nothing can be said.
+    """
+    share = 1.0 if weights is None else weights.unsqueeze(-1) / weights.sum()
+    beta, low, high = 1.0, -MAX_BETA, MAX_BETA  # the slope falls: the root stays in between
+    for _ in range(60):
+        against = torch.sigmoid(-beta * alignment)
+        slope = (share * alignment * against).sum().item()
+        curvature = (share * alignment.square() * against * (1 - against)).sum().item()
+        if abs(slope) <= 1e-5 * curvature:
+            break
+        low, high = (beta, high) if slope > 0 else (low, beta)
+        # Newton where it helps, else halve the bracket, near 0 first
+        step = slope / curvature if curvature > 0 else 2 * (high - low)
+        reach = 1 + abs(beta)
+        guess = beta + min(max(step, -reach), reach)
+        beta = guess if low < guess < high else (low + high) / 2
+        if high - low < 1e-4:
+            break
+    return beta

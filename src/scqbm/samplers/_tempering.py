@@ -1,0 +1,163 @@
+"""Parallel tempering in torch: for priors whose clusters plain chains cannot leave."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scqbm.ising import RBM
+from scqbm.samplers._base import Draws, Sampler
+
+
+class TemperingSampler(Sampler):
+    """Parallel tempering: every draw is the cold end of its own ladder of replicas.
+
+    The replicas of a ladder run block Gibbs with the couplings scaled by 0 up to 1 while the
+    biases stay, and neighbours swap places: states from the hot end, where everything mixes, reach
+    the cold end, which is the prior itself. The scales adapt from query to query until all
+    neighbours swap equally often. Replicas persist, as the chains of
+    :class:`~scqbm.samplers.GibbsSampler` do.
+
+    Parameters
+    ----------
+    n_sweeps
+        Sweeps a query, each with one round of swaps.
+    n_replicas
+        Replicas a ladder. Enough if ``info["swap_rate"]`` stays above about .2.
+    n_start
+        Sweeps before the first query is answered.
+    """
+
+    def __init__(self, n_sweeps: int = 10, n_replicas: int = 16, n_start: int = 500):
+        for name, value, least in (
+            ("n_sweeps", n_sweeps, 1),
+            ("n_replicas", n_replicas, 2),
+            ("n_start", n_start, 0),
+        ):
+            if value < least:
+                raise ValueError(f"`{name}` must be at least {least}, not {value}.")
+        self.n_sweeps = n_sweeps
+        self.n_replicas = n_replicas
+        self.n_start = n_start
+
+    @torch.no_grad()
+    def sample(
+        self,
+        rbm: RBM,
+        n_draws: int,
+        state: dict[str, Tensor | int] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Draws:
+        """Advance the ladders and return their cold ends; see :meth:`Sampler.sample`."""
+        shape = (self.n_replicas, n_draws, rbm.n_visible)
+        like = {"dtype": rbm.W.dtype, "device": rbm.W.device}
+        n_sweeps = self.n_sweeps
+        if state and state["visible"].shape == shape:
+            ladders = _Ladders(
+                rbm,
+                state["visible"].to(**like, copy=True),
+                state["level"].to(like["device"], copy=True),
+                state["scales"].to(like["device"], copy=True),
+            )
+        else:
+            field = rbm.a.expand(shape)
+            noise = torch.empty(shape, **like)
+            if rbm.gaussian:
+                v = field + noise.normal_(generator=generator)
+            else:
+                v = (noise.uniform_(generator=generator) < field.sigmoid()).to(field)
+            level = torch.arange(self.n_replicas, device=like["device"])
+            ladders = _Ladders(
+                rbm,
+                v,
+                level[:, None].repeat(1, n_draws),
+                torch.linspace(0, 1, self.n_replicas, dtype=torch.float64, device=like["device"]),
+            )
+            block = max(50, self.n_sweeps)
+            for done in range(0, self.n_start, block):
+                ladders.run(min(block, self.n_start - done), generator)
+                ladders.adapt()
+        swapped = ladders.run(n_sweeps, generator)
+        ladders.adapt()
+        v, h = ladders.cold()
+        return Draws(
+            visible=v,
+            hidden=h,
+            state={
+                "visible": ladders.v.view(shape),
+                "level": ladders.level,
+                "scales": ladders.scales,
+            },
+            info={"swap_rate": swapped.min().item(), "swap_rate_mean": swapped.mean().item()},
+        )
+
+
+class _Ladders:
+    """Replicas of all ladders as rows of one matrix; swaps move scales, not states."""
+
+    def __init__(self, rbm: RBM, v: Tensor, level: Tensor, scales: Tensor):
+        self.rbm = rbm
+        self.shape = level.shape
+        self.v = v.flatten(0, 1)
+        self.level = level
+        self.scales = scales
+        self.h = rbm.W.new_empty(len(self.v), rbm.n_hidden)
+        self.rate = None
+        # the fields of RBM.hidden_field and visible_field without the biases, which are not scaled
+        centre = rbm.hidden_field(torch.zeros_like(rbm.a)) - rbm.b
+        self.centre, self.W, self.W_t = centre, rbm.W, rbm.W.T.contiguous()
+
+    def run(self, n_sweeps: int, generator: torch.Generator | None) -> Tensor:
+        """Sweep and swap; share of accepted swaps by rung."""
+        rbm, v, h = self.rbm, self.v, self.h
+        x, noise_h, noise_v = torch.empty_like(h), torch.empty_like(h), torch.empty_like(v)
+        rungs = len(self.scales)
+        gaps = self.scales.diff().to(v)
+        scales = self.scales.to(v)
+        holder = self.level.argsort(0)  # row of the replica at each level
+        accepted = v.new_zeros(rungs - 1, self.shape[1])
+        tried = v.new_zeros(rungs - 1, 1)
+        u = v.new_empty(rungs - 1, self.shape[1])
+        s = scales[self.level].view(-1, 1)
+        for sweep in range(n_sweeps):
+            torch.addmm(self.centre, v, self.W, out=x)
+            torch.addcmul(rbm.b, x, s, out=h).sigmoid_()
+            torch.lt(noise_h.uniform_(generator=generator), h, out=h)
+            h.sub_(0.5)
+            # swap while both layers are at hand: log odds are a difference of coupling energies
+            coupling = torch.mul(x, h, out=noise_h).sum(-1).view(self.shape).gather(0, holder)
+            first = sweep % 2
+            low, high = slice(first, rungs - 1, 2), slice(first + 1, rungs, 2)
+            odds = gaps[first::2, None] * (coupling[low] - coupling[high])
+            u.uniform_(generator=generator)
+            swap = u[first::2] < odds.exp()
+            accepted[first::2] += swap
+            tried[first::2] += 1
+            below, above = holder[low].clone(), holder[high].clone()
+            holder[low] = torch.where(swap, above, below)
+            holder[high] = torch.where(swap, below, above)
+            self.level = holder.argsort(0)
+            s = scales[self.level].view(-1, 1)
+            torch.mm(h, self.W_t, out=v)
+            torch.addcmul(rbm.a, v, s, out=v)
+            if rbm.gaussian:
+                v.add_(noise_v.normal_(generator=generator))
+            else:
+                v.sigmoid_()
+                torch.lt(noise_v.uniform_(generator=generator), v, out=v)
+        self.rate = (accepted.mean(1) / tried.clamp(min=1).squeeze(1)).double()
+        return self.rate
+
+    def adapt(self) -> None:
+        """Spread the scales so that every rung is rejected equally often (Syed et al. 2022)."""
+        barrier = torch.cat([self.scales.new_zeros(1), (1 - self.rate).clamp(min=1e-3).cumsum(0)])
+        even = torch.linspace(0, 1, len(barrier), dtype=barrier.dtype) * barrier[-1]
+        i = torch.searchsorted(barrier, even[1:-1]).clamp(1, len(barrier) - 1)
+        part = (even[1:-1] - barrier[i - 1]) / (barrier[i] - barrier[i - 1])
+        self.scales[1:-1] = self.scales[i - 1] + part * (self.scales[i] - self.scales[i - 1])
+
+    def cold(self) -> tuple[Tensor, Tensor]:
+        """Copies of the two layers at scale 1."""
+        row = (self.level == len(self.scales) - 1).float().argmax(0)
+        pick = row * self.shape[1] + torch.arange(self.shape[1], device=row.device)
+        return self.v[pick], self.h[pick] + 0.5
