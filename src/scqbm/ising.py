@@ -65,14 +65,14 @@ class RBM:
         coupled = ((self._centre(v) @ self.W) * (h - 0.5)).sum(-1)
         return self._confinement(v) - v @ self.a - h @ self.b - coupled
 
-    def free_energy(self, v: Tensor) -> Tensor:
-        """``F(v) = -log sum_h exp(-E(v, h))``."""
-        return self._confinement(v) + self.interaction(v)
+    def free_energy(self, v: Tensor, field: Tensor | None = None) -> Tensor:
+        """``F(v) = -log sum_h exp(-E(v, h))``; ``field`` is ``hidden_field(v)`` if at hand."""
+        return self._confinement(v) + self.interaction(v, field)
 
-    def interaction(self, v: Tensor) -> Tensor:
+    def interaction(self, v: Tensor, field: Tensor | None = None) -> Tensor:
         """Free energy less the Gaussian confinement ``|v|^2 / 2`` (equal to it for bits)."""
-        x = self._centre(v) @ self.W
-        return -(v @ self.a) - (softplus(x + self.b) - x / 2).sum(-1)
+        x = self.hidden_field(v) if field is None else field
+        return -(v @ self.a) - (softplus(x) - (x - self.b) / 2).sum(-1)
 
     def hidden_free_energy(self, h: Tensor) -> Tensor:
         """``F(h)``: the same with the visible layer summed (or integrated) out."""

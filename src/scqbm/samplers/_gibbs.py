@@ -8,6 +8,7 @@ from torch import Tensor
 from scqbm.ising import RBM
 from scqbm.partition import anneal
 from scqbm.samplers._base import Draws, Sampler
+from scqbm.samplers._health import effective_number
 
 LEAST_ESS = 0.5  # resample when fewer than this share of the chains carry the weight
 
@@ -58,6 +59,11 @@ class GibbsSampler(Sampler):
         mine = state is not None and "log_weight" in state  # not another sampler's
         fits = mine and state["visible"].shape == (n_draws, rbm.n_visible)
         age = state["age"] + 1 if fits else 0
+        # the fields of RBM.hidden_field and visible_field with the centring folded into the biases
+        b = rbm.hidden_field(torch.zeros_like(rbm.a))
+        a = rbm.visible_field(torch.zeros_like(rbm.b))
+        W, W_t = rbm.W, rbm.W.T.contiguous()
+        field, h = (torch.empty(n_draws, rbm.n_hidden, **like) for _ in range(2))
         if not fits or 0 < self.renew_every <= age:
             v, log_weight = anneal(rbm, n_draws, self.n_anneal, generator)
             age = 0
@@ -65,36 +71,36 @@ class GibbsSampler(Sampler):
             v, energy, log_weight = (
                 state[name].to(**like).clone() for name in ("visible", "energy", "log_weight")
             )
-            log_weight += energy - rbm.free_energy(v)
+            torch.addmm(b, v, W, out=field)
+            log_weight += energy - rbm.free_energy(v, field)
         weight = log_weight.softmax(0)
-        if age == 0 or weight.square().sum() * n_draws * LEAST_ESS > 1:
+        ess = effective_number(weight, n_draws)
+        roots = ess if age == 0 else float(state.get("roots", n_draws))
+        if age == 0 or ess < LEAST_ESS * n_draws:
             v = _resample(v, weight, generator)
+            torch.addmm(b, v, W, out=field)
             log_weight = torch.zeros_like(log_weight)
-        h = torch.empty(n_draws, rbm.n_hidden, **like)
-        noise_h, noise_v = torch.empty_like(h), torch.empty_like(v)
-        # the fields of RBM.hidden_field and visible_field with the centring folded into the biases
-        b = rbm.hidden_field(torch.zeros_like(rbm.a))
-        a = rbm.visible_field(torch.zeros_like(rbm.b))
-        W, W_t = rbm.W, rbm.W.T.contiguous()
-        for _ in range(self.n_sweeps):
-            torch.addmm(b, v, W, out=h).sigmoid_()
-            torch.lt(noise_h.uniform_(generator=generator), h, out=h)
+        noise = torch.empty_like(v)
+        for _ in range(self.n_sweeps):  # `field` is that of `v` before and after
+            torch.lt(h.uniform_(generator=generator), field.sigmoid_(), out=h)
             torch.addmm(a, h, W_t, out=v)
             if rbm.gaussian:
-                v.add_(noise_v.normal_(generator=generator))
+                v.add_(noise.normal_(generator=generator))
             else:
-                v.sigmoid_()
-                torch.lt(noise_v.uniform_(generator=generator), v, out=v)
+                torch.lt(noise.uniform_(generator=generator), v.sigmoid_(), out=v)
+            torch.addmm(b, v, W, out=field)
         return Draws(
             visible=v,
             hidden=h,
             weights=log_weight.softmax(0),
             state={
                 "visible": v.clone(),
-                "energy": rbm.free_energy(v),
+                "energy": rbm.free_energy(v, field),
                 "log_weight": log_weight,
                 "age": age,
+                "roots": torch.tensor(roots),
             },
+            info={"roots": roots},
         )
 
 
