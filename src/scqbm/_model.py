@@ -23,7 +23,7 @@ from torch.distributions import (
     StudentT,
 )
 
-from scqbm.module import DEFAULT_HIDDEN, DEFAULT_LATENT, QBVAE
+from scqbm.module import DEFAULT_HIDDEN, DEFAULT_LATENT, DEFAULT_MIXING, QBVAE
 from scqbm.negative_phase import SamplerError
 from scqbm.partition import LogPartition, log_partition
 from scqbm.posterior import BitPosterior, Relaxation
@@ -68,6 +68,9 @@ class QBMVI(SCVI, _WithoutData):
         two halves of the code. By default 0 for bits and 32 for ``"normal"``.
     relaxation
         How gradients pass the bits, see :class:`scqbm.posterior.BitEncoder`.
+    batch_mixing
+        How strongly the loss asks the codes of all batches to follow one distribution, see
+        :class:`scqbm.module.QBVAE`: 30 by default for bits, 0 (the plain ELBO) for ``"normal"``.
     **kwargs
         Those of :class:`scqbm.module.QBVAE`.
 
@@ -98,6 +101,7 @@ class QBMVI(SCVI, _WithoutData):
         latent_distribution: Literal["bernoulli", "normal"] = "bernoulli",
         n_prior_hidden: int | None = None,
         relaxation: Relaxation = "reinmax",
+        batch_mixing: float | None = None,
         **kwargs,
     ):
         if registry is not None:  # shipped datamodules sign theirs "SCVI", which load() rejects
@@ -106,6 +110,8 @@ class QBMVI(SCVI, _WithoutData):
             n_latent = DEFAULT_LATENT.get(latent_distribution, 10)
         if n_prior_hidden is None:
             n_prior_hidden = DEFAULT_HIDDEN.get(latent_distribution, 0)
+        if batch_mixing is None:
+            batch_mixing = DEFAULT_MIXING.get(latent_distribution, 0.0)
         super().__init__(
             adata,
             registry,
@@ -119,6 +125,7 @@ class QBMVI(SCVI, _WithoutData):
             latent_distribution=latent_distribution,
             n_prior_hidden=n_prior_hidden,
             relaxation=relaxation,
+            batch_mixing=batch_mixing,
             **kwargs,
         )
         self._module_kwargs["use_observed_lib_size"] = use_observed_lib_size  # SCVI drops it

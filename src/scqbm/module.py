@@ -16,12 +16,14 @@ from scvi.utils import unsupported_if_adata_minified
 from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
 
+from scqbm.mixing import batch_discrepancy
 from scqbm.posterior import RELAXATIONS, BitEncoder, BitPosterior, Relaxation
 from scqbm.prior import RBMPrior
 
 LATENT_DISTRIBUTIONS = ("bernoulli", "normal")
 DEFAULT_LATENT = {"bernoulli": 128, "normal": 10}
 DEFAULT_HIDDEN = {"bernoulli": 0, "normal": 32}
+DEFAULT_MIXING = {"bernoulli": 30.0, "normal": 0.0}  # "normal" begins as SCVI, loss included
 
 
 class QBVAE(VAE):
@@ -40,6 +42,11 @@ class QBVAE(VAE):
         Gradient through the bits, see :class:`~scqbm.posterior.BitEncoder`.
     temperature
         Temperature of the relaxation, where it has one.
+    batch_mixing
+        Nats that the loss pays for a unit of :func:`~scqbm.mixing.batch_discrepancy`, which asks
+        the codes of all batches to follow one distribution; 0 leaves the negative ELBO. It warms
+        up with the KL and is no part of any reported ELBO. ``None`` chooses 30 for bits and 0 for
+        continuous codes.
     """
 
     def __init__(
@@ -74,9 +81,10 @@ class QBVAE(VAE):
         n_prior_hidden: int | None = None,
         relaxation: Relaxation = "reinmax",
         temperature: float = 0.5,
+        batch_mixing: float | None = None,
     ):
         _check_prior_arguments(
-            n_latent, latent_distribution, n_prior_hidden, relaxation, temperature
+            n_latent, latent_distribution, n_prior_hidden, relaxation, temperature, batch_mixing
         )
         super().__init__(
             n_input=n_input,
@@ -114,6 +122,9 @@ class QBVAE(VAE):
             )
         if n_prior_hidden is None:
             n_prior_hidden = DEFAULT_HIDDEN[latent_distribution]
+        if batch_mixing is None:
+            batch_mixing = DEFAULT_MIXING[latent_distribution]
+        self.batch_mixing = batch_mixing
         self.prior = RBMPrior(n_latent, n_prior_hidden, gaussian=latent_distribution == "normal")
 
     @auto_move_data
@@ -142,7 +153,10 @@ class QBVAE(VAE):
         generative_outputs: dict[str, Distribution | None],
         kl_weight: Tensor | float = 1.0,
     ) -> LossOutput:
-        """Negative ELBO; the prior's own learning signal is not scaled by ``kl_weight``."""
+        """Negative ELBO and, if asked for, the price of codes that tell their batch.
+
+        The prior's own learning signal is not scaled by ``kl_weight``.
+        """
         qz, z = inference_outputs[MODULE_KEYS.QZ_KEY], inference_outputs[MODULE_KEYS.Z_KEY]
         x = tensors[REGISTRY_KEYS.X_KEY]
         reconstruction = -generative_outputs[MODULE_KEYS.PX_KEY].log_prob(x).sum(-1)
@@ -153,6 +167,13 @@ class QBVAE(VAE):
         if not self.use_observed_lib_size:
             ql, pl = inference_outputs[MODULE_KEYS.QL_KEY], generative_outputs[MODULE_KEYS.PL_KEY]
             kl_l = kl_divergence(ql, pl).sum(1)
+        loss = (reconstruction + kl_weight * kl_z + kl_l).mean() + contrast
+        if self.batch_mixing > 0 and self.n_batch > 1:
+            with torch.autocast(z.device.type, enabled=False):
+                codes = qz.loc.to(torch.promote_types(qz.loc.dtype, torch.float32))
+                batch = tensors[REGISTRY_KEYS.BATCH_KEY]
+                discrepancy = batch_discrepancy(codes, batch, self.n_batch)
+            loss = loss + kl_weight * self.batch_mixing * discrepancy
         payload = {}
         if self.extra_payload_autotune:
             payload = {
@@ -161,7 +182,7 @@ class QBVAE(VAE):
                 "labels": tensors[REGISTRY_KEYS.LABELS_KEY],
             }
         return LossOutput(
-            loss=(reconstruction + kl_weight * kl_z + kl_l).mean() + contrast,
+            loss=loss,
             reconstruction_loss=reconstruction,
             kl_local={MODULE_KEYS.KL_L_KEY: kl_l, MODULE_KEYS.KL_Z_KEY: kl_z},
             extra_metrics=payload,
@@ -220,6 +241,7 @@ def _check_prior_arguments(
     n_prior_hidden: int | None,
     relaxation: str,
     temperature: float,
+    batch_mixing: float | None,
 ) -> None:
     if latent_distribution not in LATENT_DISTRIBUTIONS:
         hint = " (a logistic normal has no RBM prior)" if latent_distribution == "ln" else ""
@@ -242,3 +264,5 @@ def _check_prior_arguments(
         raise ValueError(f"`relaxation` must be one of {RELAXATIONS}, not {relaxation!r}.")
     if temperature <= 0:
         raise ValueError(f"`temperature` must be positive, not {temperature}.")
+    if batch_mixing is not None and not 0 <= batch_mixing < math.inf:
+        raise ValueError(f"`batch_mixing` must be 0 or more, not {batch_mixing}.")
