@@ -1,0 +1,106 @@
+"""What the benchmark compares: name -> how to train it and which learning rates it may try."""
+
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import scvi
+from datasets import Cells
+
+from scqbm import QBMVI
+
+RATES = (1e-3, 3e-3)  # of each rival; the report takes the better one, dataset by dataset
+PLAN = {"n_epochs_kl_warmup": 20}
+LIKELIHOOD = "nb"
+
+
+@dataclass
+class Fitted:
+    """What the tasks judge."""
+
+    embedding: np.ndarray
+    model: Any = None  # with get_elbo and a decoder, if it has them
+    plan: dict = field(default_factory=dict)
+    late_gain: float = np.nan  # what the last tenth of the epochs brought, in nats a held-out cell
+
+
+@dataclass(frozen=True)
+class Method:
+    """``fit(cells, epochs, rate)``; a rate of ``None`` means its own default."""
+
+    fit: Callable[[Cells, int, float | None], Fitted]
+    rates: tuple = (None,)
+    needs_batch: bool = False
+
+
+def fit_pca(cells, epochs, rate):
+    return Fitted(cells.pca)
+
+
+def fit_harmony(cells, epochs, rate):
+    import harmonypy
+
+    obs = cells.adata.obs[[cells.dataset.batch]].astype(str)
+    corrected = harmonypy.run_harmony(
+        cells.pca, obs, cells.dataset.batch, verbose=False, random_state=cells.seed, ncores=1
+    ).Z_corr
+    corrected = np.asarray(corrected)
+    return Fitted(corrected if len(corrected) == len(obs) else corrected.T)
+
+
+def scvi_like(cls, change=None, sampler=None, **arguments):
+    """``fit`` of a model of scvi-tools, or of ours; ``change`` may alter it before training."""
+
+    def fit(cells, epochs, rate):
+        adata = cells.adata
+        cls.setup_anndata(adata, batch_key=cells.dataset.batch)
+        model = cls(adata, gene_likelihood=LIKELIHOOD, use_observed_lib_size=True, **arguments)
+        if change is not None:
+            change(model)
+        kwargs = {} if sampler is None else {"sampler": sampler()}
+        return train(model, cells, epochs, rate, PLAN, model.get_latent_representation, **kwargs)
+
+    return fit
+
+
+def train(model, cells, epochs, rate, plan, embed, **kwargs):
+    """Train a model of scvi-tools on the split of ``cells``."""
+    plan = plan | ({} if rate is None else {"lr": rate})
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.train(
+            max_epochs=epochs,
+            plan_kwargs=dict(plan),
+            datasplitter_kwargs={"external_indexing": [cells.train, cells.held_out]},
+            check_val_every_n_epoch=max(1, epochs // 20),
+            enable_progress_bar=False,
+            **kwargs,
+        )
+    return Fitted(embed(), model, plan, late_gain(model.history, epochs))
+
+
+def late_gain(history, epochs):
+    """Held-out loss of the tenth of the epochs before the last less that of the last."""
+    name = "elbo_validation" if "elbo_validation" in history else "validation_loss"
+    curve = history[name].iloc[:, 0].dropna()
+    last = curve[curve.index >= 0.9 * epochs]
+    before = curve[(curve.index >= 0.8 * epochs) & (curve.index < 0.9 * epochs)]
+    return float(before.mean() - last.mean())
+
+
+SCVI, LDVAE = scvi.model.SCVI, scvi.model.LinearSCVI
+METHODS = {
+    "PCA": Method(fit_pca),
+    "Harmony": Method(fit_harmony, needs_batch=True),
+    "SCVI-10": Method(scvi_like(SCVI, n_latent=10), RATES),
+    "SCVI-30": Method(scvi_like(SCVI, n_latent=30), RATES),
+    "SCVI-10x2": Method(scvi_like(SCVI, n_latent=10, n_layers=2), RATES),
+    "SCVI-30x2": Method(scvi_like(SCVI, n_latent=30, n_layers=2), RATES),
+    "LDVAE": Method(scvi_like(LDVAE, n_latent=10), RATES),
+    "QBMVI": Method(scvi_like(QBMVI)),
+    "QBMVI-normal": Method(scvi_like(QBMVI, latent_distribution="normal")),
+}

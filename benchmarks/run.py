@@ -1,0 +1,171 @@
+"""The benchmark: datasets x methods x seeds -> tidy rows in results/benchmark.csv.
+
+python benchmarks/run.py [--datasets ...] [--methods ...] [--seeds 0 1 2] [--tasks ...]
+                         [--cells 1500] [--epochs N] [--quick] [--out FILE]
+
+Rows that are there already are skipped, so that an interrupted run goes on where it stopped.
+Beside FILE.csv, FILE_runs.csv has one row a training: its plan, time, plateau and versions.
+--quick: 800 cells, 20 epochs, one seed, to see that all works; its figures mean nothing.
+"""
+
+import argparse
+import importlib.metadata
+import itertools
+import json
+import logging
+import os
+import platform
+import time
+import warnings
+from pathlib import Path
+
+# scib-metrics compiles for a minute; the cache keeps that from run to run
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "scqbm-jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+import numpy as np
+import pandas as pd
+import scvi
+from datasets import DATASETS, cells, epochs
+from methods import METHODS
+
+from scqbm import benchmark
+
+RESULTS = Path(__file__).parent / "results"
+KEY = ["dataset", "cells", "method", "rate", "seed"]
+PACKAGES = ("scqbm", "scvi-tools", "scib-metrics", "torch", "scanpy", "scikit-learn", "harmonypy")
+
+
+def task_integration(fitted, its_cells):
+    if its_cells.dataset.batch is None:
+        return None
+    return benchmark.integration(
+        its_cells.adata,
+        its_cells.dataset.batch,
+        its_cells.dataset.label,
+        {"method": fitted.embedding},
+        pre_integrated=its_cells.pca,
+        seed=its_cells.seed,
+    )
+
+
+def task_likelihood(fitted, its_cells):
+    if not hasattr(fitted.model, "get_marginal_ll"):
+        return None
+    return benchmark.likelihood({"method": fitted.model}, its_cells.held_out, seed=its_cells.seed)
+
+
+HEADLINES = ("Total", "Batch correction", "Bio conservation", "negative ELBO")
+TASKS = {"integration": task_integration, "likelihood": task_likelihood}
+
+
+def done(out):
+    """Keys and tasks of the rows that are there."""
+    if not out.exists():
+        return set()
+    rows = pd.read_csv(out, usecols=[*KEY, "task"], dtype=str, keep_default_na=False)
+    return set(rows.drop_duplicates().itertuples(index=False, name=None))
+
+
+def append(path, rows):
+    """Add rows to a file, with a header if it is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(path, mode="a", index=False, header=not path.exists())
+
+
+def one(key, tasks, its_cells, n_epochs, out):
+    """Train one method and append the rows of each task as soon as it is done."""
+    method = METHODS[key["method"]]
+    scvi.settings.seed = key["seed"]
+    start = time.perf_counter()
+    fitted = method.fit(its_cells, n_epochs, key["rate"] or None)
+    training = time.perf_counter() - start
+    seconds = {"training": round(training, 1)}
+    for task in tasks:
+        start = time.perf_counter()
+        table = TASKS[task](fitted, its_cells)
+        seconds[task] = round(time.perf_counter() - start, 1)
+        if table is None:  # remembered, so that nobody tries again
+            table = pd.DataFrame([{"group": "none", "metric": "does not apply", "value": np.nan}])
+        rows = [
+            key | {"task": task} | row[["group", "metric", "value"]].to_dict()
+            for _, row in table.iterrows()
+        ]
+        append(out, [{k: _text(v) for k, v in row.items()} for row in rows])
+        show = table[table["metric"].isin(HEADLINES)]
+        print(
+            *key.values(),
+            task,
+            dict(zip(show["metric"], show["value"].round(3), strict=True)),
+            flush=True,
+        )
+    run = key | {
+        "epochs": n_epochs,
+        "n_cells": its_cells.adata.n_obs,
+        "n_genes": its_cells.adata.n_vars,
+        "width": fitted.embedding.shape[1],
+        "late_gain": fitted.late_gain,
+        "plan": json.dumps(fitted.plan),
+        "seconds": json.dumps(seconds),
+        "versions": json.dumps(
+            {p: importlib.metadata.version(p) for p in PACKAGES}
+            | {"python": platform.python_version()}
+        ),
+    }
+    append(out.with_name(f"{out.stem}_runs.csv"), [run])
+
+
+def _text(value):
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def missing(args, name, seed, out):
+    """Trainings of a dataset and seed that are wanted and not there, each with its tasks."""
+    finished, todo = done(out), []
+    for method in args.methods:
+        if METHODS[method].needs_batch and DATASETS[name].batch is None:
+            continue
+        for rate in METHODS[method].rates[: 1 if args.quick else None]:
+            key = dict(
+                zip(KEY, (name, args.cells or "all", method, rate or "", seed), strict=True)
+            )
+            tasks = [t for t in args.tasks if (*map(str, key.values()), t) not in finished]
+            if tasks:
+                todo.append((key, tasks))
+    return todo
+
+
+def main():
+    local = [name for name, dataset in DATASETS.items() if not dataset.public]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--datasets", nargs="+", default=local, choices=list(DATASETS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--cells", type=int, help="random subset of this size (default: all)")
+    parser.add_argument("--epochs", type=int, help="default: about 6,000 steps")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    out = args.out or RESULTS / ("benchmark_quick.csv" if args.quick else "benchmark.csv")
+    if args.quick:
+        args.cells, args.epochs, args.seeds = args.cells or 800, args.epochs or 20, args.seeds[:1]
+    for name, seed in itertools.product(args.datasets, args.seeds):
+        todo = missing(args, name, seed, out)
+        if not todo:
+            continue
+        try:
+            its_cells = cells(name, args.cells, seed)
+        except OSError as error:  # no such file, or no network
+            print(f"{name} is left out: {error}", flush=True)
+            continue
+        for key, tasks in todo:
+            one(key, tasks, its_cells, args.epochs or epochs(its_cells.adata.n_obs), out)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("scib_metrics").setLevel(logging.WARNING)
+    main()
