@@ -12,10 +12,12 @@ from torch import Tensor
 
 from scqbm.partition import log_partition
 from scqbm.prior import RBMPrior
-from scqbm.samplers import Draws, GibbsSampler, Sampler
+from scqbm.samplers import Draws, GibbsSampler, Sampler, effective_beta, effective_number
 
 STUCK = 0.5  # chains that keep more than this correlation with themselves over an epoch
+FEW = 0.05  # draws worth less than this share of their number
 _MIN_QUERIES = 20  # below, an epoch says little about mixing
+_GAP_EVERY = 10  # steps between two comparisons of mean energies, which keeps them free
 
 
 class SamplerError(RuntimeError):
@@ -27,7 +29,13 @@ class NegativePhase(Callback):
 
     It also keeps the prior's log Z current: importance weights of the negatives follow the
     parameters from step to step, and a fresh estimate is made before each validation and at the
-    end.
+    end. And it logs the negatives' health every epoch:
+
+    * ``prior_memory``: correlation of the negatives with those at the epoch's start, draw by draw;
+    * ``prior_ess``: how many independent negatives the epoch's worst query was worth, by its
+      weights and by ``roots`` if the sampler reports them;
+    * ``prior_beta``: inverse temperature of the last negatives under the prior;
+    * ``prior_gap``: mean energy of the data's codes less that of the negatives, in nats.
 
     Parameters
     ----------
@@ -64,7 +72,10 @@ class NegativePhase(Callback):
         self._fresh: list[Tensor] = []  # the parameters at which log Z was last estimated
         self._snapshot: Tensor | None = None
         self._queries_in_epoch = 0
-        self._warned = False
+        self._ess = math.inf
+        self._negative_energy: Tensor | None = None
+        self._gaps: list[Tensor] = []
+        self._warned: set[str] = set()
 
     # -- Lightning hooks -----------------------------------------------------------------------
 
@@ -86,14 +97,15 @@ class NegativePhase(Callback):
             self._generator.set_state(restored["generator"])
             if restored["negatives"] is not None:
                 prior.deliver(restored["negatives"], restored["weights"])
+                self._hidden = restored["hidden"]
                 # checkpoints are read onto the CPU
                 self._energy = restored["energy"].to(prior.log_z.device)
                 self._shift = restored["shift"].to(prior.log_z.device)
         self._clock = restored["clock"]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the epoch's record of mixing."""
-        self._snapshot, self._queries_in_epoch = None, 0
+        """Start the epoch's record of the negatives' health."""
+        self._snapshot, self._queries_in_epoch, self._ess, self._gaps = None, 0, math.inf, []
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict, batch_idx: int
@@ -110,7 +122,19 @@ class NegativePhase(Callback):
             self._queries_in_epoch += 1
             if self._snapshot is None:
                 self._snapshot = prior.negatives.clone()
+            ess = effective_number(draws.weights, len(draws.visible))
+            self._ess = min(self._ess, ess, draws.info.get("roots", math.inf))
+        measured = batch_idx % _GAP_EVERY == 0
+        self._negative_energy = prior.mean_negative_energy() if measured else None
         self._clock += 1
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args
+    ) -> None:
+        """Compare the energies of both phases, at the parameters that the step began with."""
+        if self._negative_energy is not None:
+            prior = _prior_of(pl_module)
+            self._gaps.append(prior.positive_energy - self._negative_energy)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refresh log Z, so that the validation ELBO means what it says."""
@@ -130,17 +154,39 @@ class NegativePhase(Callback):
             )
         if not prior.learns or self._snapshot is None:
             return
-        memory = autocorrelation(self._snapshot, prior.negatives)
-        pl_module.log("prior_memory", memory, on_step=False, on_epoch=True)
-        if memory > STUCK and self._queries_in_epoch >= _MIN_QUERIES and not self._warned:
-            self._warned = True
+        health = {"prior_memory": autocorrelation(self._snapshot, prior.negatives)}
+        health["prior_ess"] = self._ess
+        health["prior_beta"] = effective_beta(
+            prior.rbm(), prior.negatives, self._hidden.to(prior.negatives), prior.negative_weights
+        )
+        if self._gaps:
+            health["prior_gap"] = torch.stack(self._gaps).mean()
+        for name, value in health.items():
+            pl_module.log(name, value, on_step=False, on_epoch=True)
+        if self._queries_in_epoch >= _MIN_QUERIES:
+            self._warn(health, trainer.current_epoch)
+
+    def _warn(self, health: dict, epoch: int) -> None:
+        """Each kind of trouble once."""
+        memory, ess = health["prior_memory"], health["prior_ess"]
+        troubles = {}
+        if memory > STUCK:
+            troubles["stuck"] = (
+                f"The prior's chains have stopped mixing: over epoch {epoch} they kept a "
+                f"correlation of {memory:.2f} with where they began"
+            )
+        if ess < FEW * self.n_draws:
+            troubles["few"] = (
+                f"The prior has become too rugged for its sampler: in epoch {epoch} the "
+                f"{self.n_draws} negatives of a query were worth {ess:.0f} independent ones"
+            )
+        for kind in troubles.keys() - self._warned:
+            self._warned.add(kind)
             warnings.warn(
-                f"The prior's chains have stopped mixing: over epoch {trainer.current_epoch} they "
-                f"kept a correlation of {memory:.2f} with where they began, so the prior's "
-                "gradient and energies may be biased. Try more sweeps "
-                "(sampler=GibbsSampler(n_sweeps=50)) or a lower prior_lr in plan_kwargs.",
+                f"{troubles[kind]}, so the prior's gradient and energies may be biased. Try "
+                "sampler=scqbm.samplers.TemperingSampler() or a lower prior_lr in plan_kwargs.",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -159,6 +205,7 @@ class NegativePhase(Callback):
             "torch_rng": torch.get_rng_state(),
             "clock": self._clock,
             "negatives": self._negatives,
+            "hidden": self._hidden,
             "weights": self._weights,
             "energy": self._energy,
             "shift": self._shift,
@@ -171,6 +218,7 @@ class NegativePhase(Callback):
     # -- helpers -------------------------------------------------------------------------------
 
     _negatives: Tensor | None = None
+    _hidden: Tensor | None = None
     _weights: Tensor | None = None
 
     @torch.no_grad()
@@ -189,7 +237,8 @@ class NegativePhase(Callback):
         if problem:
             raise SamplerError(f"`sampler` {name} {problem} at step {step}. {kept}")
         self._state = draws.state
-        self._negatives, self._weights = draws.visible, draws.weights
+        self._negatives, self._hidden = draws.visible, draws.hidden
+        self._weights = draws.weights
         return draws
 
     @torch.no_grad()
@@ -219,6 +268,8 @@ def autocorrelation(before: Tensor, after: Tensor) -> float:
     """Correlation over chains between two times, pooled over units by their variance."""
     if len(before) < 2 or before.shape != after.shape:
         return 0.0
+    if torch.equal(before, after):
+        return 1.0  # constant draws have no variance to correlate
     x, y = before - before.mean(0), after - after.mean(0)
     scale = (x.square().sum() * y.square().sum()).sqrt()
     return ((x * y).sum() / scale).item() if scale > 0 else 0.0

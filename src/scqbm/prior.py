@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,10 @@ from torch.distributions import Distribution, Normal, kl_divergence
 
 from scqbm.ising import RBM
 from scqbm.partition import LogPartition
+from scqbm.topology import native_layout
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 class RBMPrior(nn.Module):
@@ -31,10 +36,19 @@ class RBMPrior(nn.Module):
         Whether the code is continuous (needs ``n_hidden > 0``).
     init_scale
         Standard deviation of the initial couplings. Exactly zero would be a saddle point.
+    topology
+        Couplings only where an annealer's chip has couplers, see
+        :func:`scqbm.topology.native_layout`; ``None`` couples all units of one layer to all of
+        the other.
     """
 
     def __init__(
-        self, n_latent: int, n_hidden: int, gaussian: bool = False, init_scale: float = 0.01
+        self,
+        n_latent: int,
+        n_hidden: int,
+        gaussian: bool = False,
+        init_scale: float = 0.01,
+        topology: str | nx.Graph | None = None,
     ):
         super().__init__()
         self.n_latent = n_latent
@@ -44,10 +58,18 @@ class RBMPrior(nn.Module):
         n_hidden = n_latent - n_visible if self.in_halves else n_hidden
         self.visible_bias = nn.Parameter(torch.zeros(n_visible))
         self.hidden_bias = nn.Parameter(torch.zeros(n_hidden))
-        self.coupling = nn.Parameter(init_scale * torch.randn(n_visible, n_hidden))
+        self.sparse = topology is not None
+        if self.sparse:  # one number a coupler, and where it goes
+            layout = native_layout(topology, n_visible, n_hidden)
+            self.register_buffer("rows", torch.from_numpy(layout.rows))
+            self.register_buffer("columns", torch.from_numpy(layout.columns))
+        shape = (len(self.rows),) if self.sparse else (n_visible, n_hidden)
+        self.coupling = nn.Parameter(init_scale * torch.randn(shape))
         log_z = self.rbm().scaled(0.0).log_z_uncoupled()
         self.register_buffer("log_z", log_z.detach())
         self.register_buffer("log_z_error", torch.zeros(()))
+        # <F> over the codes of the last training batch, for the record
+        self.register_buffer("positive_energy", torch.zeros(()), persistent=False)
         # Plain tensors, not buffers: DDP would overwrite every rank's draws with rank 0's.
         self.negatives: Tensor | None = None
         self.negative_weights: Tensor | None = None
@@ -57,8 +79,10 @@ class RBMPrior(nn.Module):
         tensors = (self.visible_bias, self.hidden_bias, self.coupling)
         if frozen:
             tensors = tuple(t.detach() for t in tensors)
-        tensors = (t if t.dtype == torch.float64 else t.float() for t in tensors)
-        return RBM(*tensors, gaussian=self.gaussian)
+        a, b, W = (t if t.dtype == torch.float64 else t.float() for t in tensors)
+        if self.sparse:
+            W = W.new_zeros(len(a), len(b)).index_put((self.rows, self.columns), W)
+        return RBM(a, b, W, gaussian=self.gaussian)
 
     @property
     def learns(self) -> bool:
@@ -113,6 +137,7 @@ class RBMPrior(nn.Module):
             return self.log_z.new_zeros(())
         rbm = self.rbm(frozen=False)
         positive = self.expected_energy(_detached(qz), z.detach(), rbm).mean()
+        self.positive_energy.copy_(positive.detach())
         negative = self.negative_energy(rbm)
         if self.negative_weights is None:
             difference = positive - negative.mean()
@@ -123,6 +148,17 @@ class RBMPrior(nn.Module):
     def negative_energy(self, rbm: RBM | None = None) -> Tensor:
         """``F(v)`` of the negatives, hidden layer summed out in either layout (less noise)."""
         return (self.rbm() if rbm is None else rbm).free_energy(self.negatives)
+
+    @torch.no_grad()
+    def mean_negative_energy(self) -> Tensor:
+        """``<F>`` over the negatives, the same quantity as :attr:`positive_energy` over codes."""
+        rbm, v = self.rbm(), self.negatives
+        if self.in_halves:  # the code holds both layers: given v, the hidden one in expectation
+            energy = rbm.energy(v, rbm.hidden_field(v).sigmoid())
+        else:
+            energy = rbm.free_energy(v)
+        weights = self.negative_weights
+        return energy.mean() if weights is None else (weights * energy).sum()
 
     @torch.no_grad()
     def deliver(self, visible: Tensor, weights: Tensor | None = None) -> None:

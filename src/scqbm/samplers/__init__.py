@@ -4,6 +4,16 @@ from scqbm.samplers._base import Draws, Sampler
 from scqbm.samplers._dimod import DimodSampler
 from scqbm.samplers._exact import ExactSampler
 from scqbm.samplers._gibbs import GibbsSampler
+from scqbm.samplers._health import effective_beta, effective_number
 from scqbm.samplers._tempering import TemperingSampler
 
-__all__ = ["DimodSampler", "Draws", "ExactSampler", "GibbsSampler", "Sampler", "TemperingSampler"]
+__all__ = [
+    "DimodSampler",
+    "Draws",
+    "ExactSampler",
+    "GibbsSampler",
+    "Sampler",
+    "TemperingSampler",
+    "effective_beta",
+    "effective_number",
+]

@@ -26,7 +26,9 @@ class Draws:
     weights
         Weights of the draws, if not equal.
     info
-        Diagnostics, plain floats.
+        Diagnostics, plain floats, under these names where they apply: ``roots`` (effective number
+        of independent starts that the draws descend from), ``swap_rate``, ``beta`` (effective
+        inverse temperature), ``chain_break_fraction``, ``seconds``.
     """
 
     visible: Tensor
