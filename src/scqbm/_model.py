@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from scqbm.partition import LogPartition, log_partition
 from scqbm.posterior import BitPosterior, Relaxation
 from scqbm.samplers import ExactSampler, GibbsSampler, Sampler
 from scqbm.training_plan import QBMTrainingPlan
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 class _WithoutData(BaseModelClass):
@@ -71,6 +74,10 @@ class QBMVI(SCVI, _WithoutData):
     batch_mixing
         How strongly the loss asks the codes of all batches to follow one distribution, see
         :class:`scqbm.module.QBVAE`: 30 by default for bits, 0 (the plain ELBO) for ``"normal"``.
+    prior_topology
+        ``"zephyr"``, ``"pegasus"`` or the working graph of a chip: bits coupled as an annealer's
+        qubits are, so that thousands fit without chains. By default all of one layer are coupled
+        to all of the other.
     **kwargs
         Those of :class:`scqbm.module.QBVAE`.
 
@@ -102,6 +109,7 @@ class QBMVI(SCVI, _WithoutData):
         n_prior_hidden: int | None = None,
         relaxation: Relaxation = "reinmax",
         batch_mixing: float | None = None,
+        prior_topology: Literal["zephyr", "pegasus"] | nx.Graph | None = None,
         **kwargs,
     ):
         if registry is not None:  # shipped datamodules sign theirs "SCVI", which load() rejects
@@ -126,6 +134,7 @@ class QBMVI(SCVI, _WithoutData):
             n_prior_hidden=n_prior_hidden,
             relaxation=relaxation,
             batch_mixing=batch_mixing,
+            prior_topology=prior_topology,
             **kwargs,
         )
         self._module_kwargs["use_observed_lib_size"] = use_observed_lib_size  # SCVI drops it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from scqbm.mixing import batch_discrepancy
 from scqbm.posterior import RELAXATIONS, BitEncoder, BitPosterior, Relaxation
 from scqbm.prior import RBMPrior
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 LATENT_DISTRIBUTIONS = ("bernoulli", "normal")
 DEFAULT_LATENT = {"bernoulli": 128, "normal": 10}
@@ -47,6 +50,11 @@ class QBVAE(VAE):
         the codes of all batches to follow one distribution; 0 leaves the negative ELBO. It warms
         up with the KL and is no part of any reported ELBO. ``None`` chooses 30 for bits and 0 for
         continuous codes.
+    prior_topology
+        ``"zephyr"`` or ``"pegasus"`` couples only the units that an annealer's chip couples, so
+        that no chains are needed there; the working graph of a chip
+        (:attr:`scqbm.samplers.QPUSampler.graph`) also avoids its missing qubits. ``None`` couples
+        all units of one layer to all of the other.
     """
 
     def __init__(
@@ -82,10 +90,16 @@ class QBVAE(VAE):
         relaxation: Relaxation = "reinmax",
         temperature: float = 0.5,
         batch_mixing: float | None = None,
+        prior_topology: Literal["zephyr", "pegasus"] | nx.Graph | None = None,
     ):
         _check_prior_arguments(
             n_latent, latent_distribution, n_prior_hidden, relaxation, temperature, batch_mixing
         )
+        if prior_topology is not None and latent_distribution != "bernoulli":
+            raise ValueError(
+                "`prior_topology` needs bits (latent_distribution='bernoulli'): a chip has no "
+                "Gaussian units, and integrating them out couples all hidden bits."
+            )
         super().__init__(
             n_input=n_input,
             n_batch=n_batch,
@@ -125,7 +139,12 @@ class QBVAE(VAE):
         if batch_mixing is None:
             batch_mixing = DEFAULT_MIXING[latent_distribution]
         self.batch_mixing = batch_mixing
-        self.prior = RBMPrior(n_latent, n_prior_hidden, gaussian=latent_distribution == "normal")
+        self.prior = RBMPrior(
+            n_latent,
+            n_prior_hidden,
+            gaussian=latent_distribution == "normal",
+            topology=prior_topology,
+        )
 
     @auto_move_data
     def _cached_inference(
