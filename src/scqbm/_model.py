@@ -23,6 +23,7 @@ from torch.distributions import (
     StudentT,
 )
 
+from scqbm.decoding import decode, random_cells
 from scqbm.module import DEFAULT_HIDDEN, DEFAULT_LATENT, DEFAULT_MIXING, QBVAE
 from scqbm.negative_phase import SamplerError
 from scqbm.partition import LogPartition, log_partition
@@ -73,7 +74,7 @@ class QBMVI(SCVI, _WithoutData):
         How gradients pass the bits, see :class:`scqbm.posterior.BitEncoder`.
     batch_mixing
         How strongly the loss asks the codes of all batches to follow one distribution, see
-        :class:`scqbm.module.QBVAE`: 30 by default for bits, 0 (the plain ELBO) for ``"normal"``.
+        :class:`scqbm.module.QBVAE`: 100 by default for bits, 0 (the plain ELBO) for ``"normal"``.
     prior_topology
         ``"zephyr"``, ``"pegasus"`` or the working graph of a chip: bits coupled as an annealer's
         qubits are, so that thousands fit without chains. By default all of one layer are coupled
@@ -333,7 +334,45 @@ class QBMVI(SCVI, _WithoutData):
         generator = torch.Generator(device=rbm.W.device).manual_seed(seed)
         draws = sampler.sample(rbm, n_samples, None, generator)
         code = [draws.visible, draws.hidden] if self.module.prior.in_halves else [draws.visible]
-        return torch.cat(code, -1).cpu().numpy()
+        code = torch.cat(code, -1)
+        weights = draws.weights
+        if weights is not None and not torch.allclose(weights, weights.mean()):
+            code = code[torch.multinomial(weights, n_samples, True, generator=generator)]
+        return code.cpu().numpy()
+
+    def sample_cells(
+        self,
+        n_samples: int = 1000,
+        *,
+        batch: str | None = None,
+        library_size: float | None = None,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+    ) -> AnnData:
+        """Cells that exist nowhere: codes drawn from the prior, counts from the decoder.
+
+        Parameters
+        ----------
+        n_samples
+            How many.
+        batch
+            Category of the batch of all cells. By default the batch, with the depth and any
+            covariates, of random training cells.
+        library_size
+            Total count that all cells are drawn at, by default those of the same cells.
+        sampler
+            Where the codes come from, see :meth:`sample_prior`.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        Counts in ``X``, codes in ``obsm["code"]``.
+        """
+        self._check_if_trained(warn=False)
+        codes = self.sample_prior(n_samples, sampler, seed)
+        like = random_cells(self, n_samples, seed)
+        return decode(self, codes, like, batch=batch, library_size=library_size, seed=seed)
 
     def _rbm(self):
         if self.module is None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LATENT_DISTRIBUTIONS = ("bernoulli", "normal")
 DEFAULT_LATENT = {"bernoulli": 128, "normal": 10}
 DEFAULT_HIDDEN = {"bernoulli": 0, "normal": 32}
-DEFAULT_MIXING = {"bernoulli": 30.0, "normal": 0.0}  # "normal" begins as SCVI, loss included
+DEFAULT_MIXING = {"bernoulli": 100.0, "normal": 0.0}  # "normal" begins as SCVI, loss included
 
 
 class QBVAE(VAE):
@@ -47,9 +47,9 @@ class QBVAE(VAE):
         Temperature of the relaxation, where it has one.
     batch_mixing
         Nats that the loss pays for a unit of :func:`~scqbm.mixing.batch_discrepancy`, which asks
-        the codes of all batches to follow one distribution; 0 leaves the negative ELBO. It warms
-        up with the KL and is no part of any reported ELBO. ``None`` chooses 30 for bits and 0 for
-        continuous codes.
+        the codes of all batches to follow one distribution; 0 leaves the negative ELBO. It is no
+        part of any reported ELBO and does not warm up: what codes never learnt of their batch
+        need not be unlearnt. ``None`` chooses 100 for bits and 0 for continuous codes.
     prior_topology
         ``"zephyr"`` or ``"pegasus"`` couples only the units that an annealer's chip couples, so
         that no chains are needed there; the working graph of a chip
@@ -174,7 +174,7 @@ class QBVAE(VAE):
     ) -> LossOutput:
         """Negative ELBO and, if asked for, the price of codes that tell their batch.
 
-        The prior's own learning signal is not scaled by ``kl_weight``.
+        Only the KL is scaled by ``kl_weight``; the prior's own learning signal is not.
         """
         qz, z = inference_outputs[MODULE_KEYS.QZ_KEY], inference_outputs[MODULE_KEYS.Z_KEY]
         x = tensors[REGISTRY_KEYS.X_KEY]
@@ -192,7 +192,7 @@ class QBVAE(VAE):
                 codes = qz.loc.to(torch.promote_types(qz.loc.dtype, torch.float32))
                 batch = tensors[REGISTRY_KEYS.BATCH_KEY]
                 discrepancy = batch_discrepancy(codes, batch, self.n_batch)
-            loss = loss + kl_weight * self.batch_mixing * discrepancy
+            loss = loss + self.batch_mixing * discrepancy
         payload = {}
         if self.extra_payload_autotune:
             payload = {
