@@ -13,6 +13,7 @@ from scqbm.samplers._base import Draws, Sampler
 from scqbm.samplers._health import effective_beta
 
 _REACH = 4.0  # one query corrects the scale by no more than this factor
+_FAR = 1.5  # beyond this factor it does not wait for an average
 _PILOT_READS = 128  # few draws would tell little of the temperature
 _LEAST_RATE = 0.1  # how much of the last read-out's temperature enters, in the long run
 
@@ -86,7 +87,7 @@ class IsingMachineSampler(Sampler):
         elif self.adapt:
             for _ in range(self.n_pilots):
                 v, h, _ = self._read(rbm, K * scale, max(n_draws, _PILOT_READS), generator)
-                scale, n_seen = _rescaled(scale, effective_beta(rbm, v, h), n_seen), n_seen + 1
+                scale, n_seen = rescaled(scale, effective_beta(rbm, v, h), n_seen)
                 scale = min(max(scale, least), most)
         scale = min(max(scale, least), most)
         v, h, used = self._read(rbm, K * scale, n_draws, generator)
@@ -98,7 +99,7 @@ class IsingMachineSampler(Sampler):
             "scale": scale,
         }
         if self.adapt:
-            scale, n_seen = _rescaled(scale, beta, n_seen), n_seen + 1
+            scale, n_seen = rescaled(scale, beta, n_seen)
         for _ in range(self.n_sweeps):
             h = _draw(rbm.hidden_field(v), False, generator)
             v = _draw(rbm.visible_field(h), rbm.gaussian, generator)
@@ -137,10 +138,12 @@ def max_level(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
-def _rescaled(scale: float, beta: float, n_seen: int) -> float:
-    """Move towards the scale at which ``beta`` is 1, in smaller and smaller steps."""
-    rate = max(_LEAST_RATE, 1 / (1 + n_seen))
-    return scale * min(max(beta, 1 / _REACH), _REACH) ** -rate
+def rescaled(scale: float, beta: float, n_seen: int) -> tuple[float, int]:
+    """Move towards the scale at which ``beta`` is 1: at once if far, else averaging over time."""
+    change = min(max(beta, 1 / _REACH), _REACH)
+    if not 1 / _FAR < change < _FAR:
+        n_seen = 0  # what was learnt holds no longer
+    return scale * change ** -max(_LEAST_RATE, 1 / (1 + n_seen)), n_seen + 1
 
 
 def _relative_error(used: Tensor, wanted: Tensor) -> float:
