@@ -8,14 +8,14 @@ import os
 import sys
 import time
 
-import numpy as np
-
 behaviour = sys.argv[1] if len(sys.argv) > 1 else "well"
 temperature = float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
 memory = sys.argv[3] if len(sys.argv) > 3 else None
 
 
 def draw(matrix, n_reads, seed):
+    import numpy as np  # here, so that failing is quick
+
     rng = np.random.default_rng(seed)
     n = len(matrix)
     states = 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1) - 1
