@@ -2,9 +2,11 @@
 
 import copy
 import itertools
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import scvi
@@ -14,10 +16,12 @@ from scvi.data import synthetic_iid
 from scqbm import QBMVI
 from scqbm.ising import RBM, all_states
 from scqbm.samplers import (
+    CIMSampler,
     DimodSampler,
     Draws,
     ExactSampler,
     GibbsSampler,
+    KaiwuSampler,
     Sampler,
     TemperingSampler,
     assess,
@@ -39,11 +43,19 @@ class Case:
     n_draws: int = 20_000
 
 
+def kaiwu():
+    """The adapter, asking a stand-in at temperature 40 in units of one level of its couplings."""
+    stand_in = Path(__file__).with_name("kaiwu_stand_in.py")
+    return KaiwuSampler([sys.executable, stand_in, "well", "40"], n_sweeps=20)
+
+
 SAMPLERS = {
     "exact": Case(ExactSampler),
     "gibbs": Case(lambda: GibbsSampler(n_sweeps=50)),
     "tempering": Case(lambda: TemperingSampler(n_sweeps=10, n_replicas=4, n_start=60)),
     "annealing": Case(DimodSampler.simulated_annealing),
+    "cim": Case(CIMSampler, n_draws=5000),
+    "kaiwu": Case(kaiwu, n_draws=5000),
 }
 MACHINES = {
     "bits": ([0.5, -1.0, 0.2], [0.3, -0.4], False),
