@@ -1,0 +1,209 @@
+"""Where the units of a problem go on a chip: found once, kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scqbm.samplers._embedding import find_pairs
+from scqbm.topology import TOPOLOGIES, ideal_graph, native_layout
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+CACHE_VARIABLE = "SCQBM_CACHE"
+_WINDOWS = 4  # places on the chip tried for each size of window
+_PATIENCE = 120  # seconds that minorminer may search
+
+Chains = list[list[int]]
+
+
+def place(
+    edges: np.ndarray, n_visible: int, n_hidden: int, graph: nx.Graph, name: str
+) -> tuple[Chains | None, bool]:
+    """Qubits of each unit, or ``None`` if there is no room, and whether they are native.
+
+    Native means one qubit a unit because the prior was made for such a chip. Else complete
+    graphs, or complete bipartite ones, get busclique's short chains, and others minorminer's.
+
+    Parameters
+    ----------
+    edges
+        Coupled pairs of units, visible ones counted first.
+    n_visible
+        Visible units; 0 if all units are coupled to one another.
+    n_hidden
+        Other units.
+    graph
+        The chip's working graph.
+    name
+        Of the chip, to find its file again.
+    """
+    n, m = n_visible, n_hidden
+    if 0 < len(edges) < n * m:
+        chains = native_chains(edges - [0, n], n, m, graph)
+        if chains is not None:
+            return chains, True
+    ways: list[tuple[Callable[[], Chains | None], str, np.ndarray]] = [
+        (lambda: dense_chains(n, m, graph), "dense", np.array([n, m])),
+        (lambda: sparse_chains(edges, n + m, graph), "sparse", edges),  # slow, but any graph
+    ]
+    if 0 < 2 * len(edges) < n * m:
+        ways.reverse()
+    for find, how, problem in ways:
+        chains = cached(find, f"{name}-{how}-{n}-{m}", problem, graph)
+        if chains is not None:
+            return chains, False
+    return None, False
+
+
+def native_chains(
+    nonzero: np.ndarray, n_visible: int, n_hidden: int, graph: nx.Graph
+) -> Chains | None:
+    """One qubit a unit where the couplings are those of a native prior, else ``None``.
+
+    Parameters
+    ----------
+    nonzero
+        Coupled pairs (visible unit, hidden unit).
+    n_visible
+        Visible units.
+    n_hidden
+        Hidden units.
+    graph
+        The chip's working graph.
+    """
+    if graph.graph.get("family") not in TOPOLOGIES:
+        return None
+    # made for this very chip, or for an ideal one of its design that may lie anywhere on it
+    for topology in (graph, graph.graph["family"]):
+        try:
+            layout = native_layout(topology, n_visible, n_hidden)
+        except ValueError:
+            continue  # too few qubits left
+        edges = np.stack([layout.rows, layout.columns], 1)
+        if (find_pairs(nonzero, edges, max(n_visible, n_hidden)) < 0).any():
+            continue
+        units = np.concatenate([layout.visible, layout.hidden]).tolist()
+        ends = np.stack([layout.visible[layout.rows], layout.hidden[layout.columns]], 1).tolist()
+        for qubit in [lambda q: q] if topology is graph else _translations(layout.graph, graph):
+            moved = [qubit(q) for q in units]
+            if all(q in graph for q in moved) and all(
+                graph.has_edge(qubit(u), qubit(v)) for u, v in ends
+            ):
+                return [[q] for q in moved]
+    return None
+
+
+def dense_chains(n_visible: int, n_hidden: int, graph: nx.Graph) -> Chains | None:
+    """Short chains that couple all visible units to all hidden ones (if none, those together).
+
+    Small windows of the chip are tried first: chains are as long as the window is wide, and
+    busclique's table of all sizes takes minutes on a whole chip but a second on a window.
+    """
+    from minorminer.busclique import busgraph_cache
+
+    family = graph.graph.get("family")
+    if family not in TOPOLOGIES:
+        return None
+    least = max(2, -(-max(n_visible, n_hidden) // 16))  # a window of size m holds K(16 m, 16 m)
+    for size in range(least, graph.graph["rows"] + 1):
+        window = ideal_graph(family, size)
+        for qubit in islice(_translations(window, graph), _WINDOWS):
+            there = {q: qubit(q) for q in window}
+            part = window.subgraph(q for q in window if there[q] in graph).copy()
+            part.remove_edges_from(
+                [(u, v) for u, v in part.edges if not graph.has_edge(there[u], there[v])]
+            )
+            table = busgraph_cache(part)
+            if n_visible:
+                found = table.find_biclique_embedding(n_visible, n_hidden)
+            else:
+                found = table.find_clique_embedding(n_hidden)
+            if len(found) == n_visible + n_hidden:
+                return [[there[q] for q in found[i]] for i in range(len(found))]
+    return None
+
+
+def sparse_chains(
+    edges: np.ndarray, n_units: int, graph: nx.Graph, seed: int = 0
+) -> Chains | None:
+    """Chains by minorminer's heuristic, for couplings that are neither complete nor native."""
+    import networkx as nx
+    from minorminer import find_embedding
+
+    source = nx.Graph(map(tuple, edges.tolist()))
+    source.add_nodes_from(range(n_units))
+    found = find_embedding(source, graph, timeout=_PATIENCE, random_seed=seed)
+    return [list(found[i]) for i in range(n_units)] if found else None
+
+
+def _translations(source: nx.Graph, chip: nx.Graph) -> Iterator:
+    """Maps from a smaller chip's qubits to those of a larger one, central places first."""
+    import dwave.graphs
+
+    if source.graph["rows"] > chip.graph["rows"]:
+        return
+    mappings = getattr(dwave.graphs, f"{chip.graph['family']}_sublattice_mappings")
+    offsets = [mapping.offset for mapping in mappings(source, chip)]
+    middle = np.mean([np.ravel(offset) for offset in offsets], axis=0)
+    offsets.sort(key=lambda offset: float(np.abs(np.ravel(offset) - middle).sum()))
+    yield from mappings(source, chip, offset_list=offsets)
+
+
+def cached(find, name: str, problem: np.ndarray, graph: nx.Graph) -> Chains | None:
+    """What ``find()`` returns, read from disk if it was found before.
+
+    Parameters
+    ----------
+    find
+        Returns chains or ``None``.
+    name
+        Chip and problem in words, for the name of the file.
+    problem
+        What besides the graph decides the chains.
+    graph
+        The chip's working graph: a qubit that fails makes another file.
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(problem, dtype=np.int64).tobytes())
+    for part in (sorted(graph), sorted(sorted(edge) for edge in graph.edges)):
+        digest.update(np.array(part, dtype=np.int64).tobytes())
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+    file = cache_folder() / f"{safe}-{digest.hexdigest()[:16]}.json"
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        pass
+    chains = find()
+    if chains is not None:
+        chains = [[int(q) for q in chain] for chain in chains]
+        _write(file, json.dumps(chains))
+    return chains
+
+
+def cache_folder() -> Path:
+    """Where embeddings are kept: ``$SCQBM_CACHE``, or the platform's cache folder."""
+    import homebase
+
+    given = os.environ.get(CACHE_VARIABLE)
+    folder = given or homebase.user_cache_dir("scqbm", "scqbm", use_virtualenv=False)
+    return Path(folder) / "embeddings"
+
+
+def _write(file: Path, text: str) -> None:
+    """All or nothing: another process may read or write the same file."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as part:
+            part.write(text)
+        os.replace(part.name, file)
+    except OSError:
+        pass  # a read-only home only costs the search again
