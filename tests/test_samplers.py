@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -353,3 +354,15 @@ def test_a_plot_of_the_table():
 
     ax = plot_assessment(assess(ExactSampler(), make_rbm("bits"), 50, 3))
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["ExactSampler"]
+
+
+# -- the documentation's own sampler ------------------------------------------------------------
+
+
+def test_the_sampler_of_the_documentation():
+    text = (Path(__file__).parents[1] / "docs" / "samplers.md").read_text()
+    (code,) = (c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "class " in c)
+    assert len(code.splitlines()) < 30
+    exec(compile(code, "docs/samplers.md", "exec"), names := {})
+    row = assess(names["MetropolisSampler"](), make_rbm("bits"), 2000, 4, generator=seeded(0))
+    assert row["error_2"].item() < 1.5 * row["floor_2"].item()
