@@ -8,6 +8,7 @@ from scqbm.samplers._exact import ExactSampler
 from scqbm.samplers._gibbs import GibbsSampler
 from scqbm.samplers._health import effective_beta, effective_number
 from scqbm.samplers._kaiwu import KaiwuSampler
+from scqbm.samplers._qpu import QPUSampler
 from scqbm.samplers._tempering import TemperingSampler
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "GibbsSampler",
     "KaiwuSampler",
     "Moments",
+    "QPUSampler",
     "Sampler",
     "TemperingSampler",
     "assess",

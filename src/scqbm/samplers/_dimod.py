@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from scqbm.ising import RBM, spins_to_bits
 from scqbm.samplers._base import Draws, Sampler
+from scqbm.samplers._ising_problem import IsingProblem, coupled_pairs
 
 if TYPE_CHECKING:
     import dimod
@@ -22,8 +24,11 @@ class DimodSampler(Sampler):
     over the hidden bits, and is drawn given them afterwards.
 
     The reads count as draws at temperature 1, which holds only if the sampler samples there: the
-    defaults of simulated annealing optimise instead (see :meth:`simulated_annealing`), and a
-    quantum annealer has a temperature of its own (``beta``).
+    defaults of simulated annealing optimise instead (see :meth:`simulated_annealing` and
+    :meth:`path_integral_annealing`), and a quantum annealer has a temperature of its own: for one,
+    :class:`~scqbm.samplers.QPUSampler` learns it.
+
+    ``info`` holds ``energy`` (mean) and ``seconds``.
 
     Parameters
     ----------
@@ -59,6 +64,36 @@ class DimodSampler(Sampler):
             num_sweeps_per_beta=n_sweeps,
         )
 
+    @classmethod
+    def path_integral_annealing(cls, n_sweeps: int = 100, gamma: float = 1.0) -> DimodSampler:
+        """Ocean's path-integral annealing of the transverse field, at temperature 1 throughout.
+
+        Simulated quantum annealing: each spin is a path in imaginary time, which a transverse
+        field of ``gamma`` bends and whose fading to nothing leaves the classical spins. Ocean's
+        default schedule raises the couplings as well and ends an optimiser.
+
+        What bias is left comes from fading too fast. On 6 + 6 units against enumeration, the root
+        mean square error of second moments of spins over 10,000 reads is that of independent
+        draws (.008) at couplings of standard deviation 3 with the default 100 sweeps, .015 with
+        50; a stronger field costs time and needs more sweeps (.065 with ``gamma=3`` and 50). Each
+        sweep takes about twenty times as long as one of :meth:`simulated_annealing`.
+
+        Parameters
+        ----------
+        n_sweeps
+            Sweeps from ``gamma`` to 0.
+        gamma
+            Transverse field at the start, in units of the temperature.
+        """
+        from dwave.samplers import PathIntegralAnnealingSampler
+
+        return cls(
+            PathIntegralAnnealingSampler(),
+            beta_schedule_type="custom",
+            Hp_field=np.ones(n_sweeps),
+            Hd_field=np.linspace(gamma, 0, n_sweeps),
+        )
+
     def sample(
         self,
         rbm: RBM,
@@ -69,12 +104,12 @@ class DimodSampler(Sampler):
         """Query the Ocean sampler once; see :meth:`Sampler.sample`."""
         import dimod
 
+        began = time.perf_counter()
         like = {"dtype": rbm.W.dtype, "device": rbm.W.device}
-        fields, couplings = _dense(rbm) if rbm.gaussian else _bipartite(rbm)
-        rows, columns = np.nonzero(couplings)
+        problem = IsingProblem(rbm, coupled_pairs(rbm))
         bqm = dimod.BQM.from_numpy_vectors(
-            fields / self.beta,
-            (rows, columns, couplings[rows, columns] / self.beta),
+            problem.fields / self.beta,
+            (*problem.edges.T, problem.couplings / self.beta),
             0.0,
             "SPIN",
         )
@@ -84,25 +119,16 @@ class DimodSampler(Sampler):
             seed = torch.randint(2**31, (), generator=generator, device=rbm.W.device)
             parameters["seed"] = int(seed)
         answer = self.sampler.sample(bqm, **parameters)
-        order = [answer.variables.index(i) for i in range(len(fields))]
+        order = [answer.variables.index(i) for i in range(problem.n)]
         reads = np.repeat(answer.record.sample[:, order], answer.record.num_occurrences, axis=0)
         bits = spins_to_bits(torch.from_numpy(reads.astype(np.float64))).to(**like)
         if rbm.gaussian:
-            means = rbm.visible_field(bits)
-            noise = torch.randn(means.shape, generator=generator, **like)
-            return Draws(visible=means + noise, hidden=bits)
-        return Draws(visible=bits[:, : rbm.n_visible], hidden=bits[:, rbm.n_visible :])
-
-
-def _dense(rbm: RBM) -> tuple[np.ndarray, np.ndarray]:
-    """Fields and couplings of the hidden spins, a Gaussian layer integrated out."""
-    fields, couplings, _ = rbm.hidden_ising()
-    return fields.double().cpu().numpy(), couplings.double().cpu().numpy()
-
-
-def _bipartite(rbm: RBM) -> tuple[np.ndarray, np.ndarray]:
-    """Fields of all spins, visible ones first, and the couplings as one upper triangle."""
-    fields, J, _ = rbm.to_ising()
-    couplings = np.zeros((len(fields), len(fields)))
-    couplings[: rbm.n_visible, rbm.n_visible :] = J.double().cpu().numpy()
-    return fields.double().cpu().numpy(), couplings
+            hidden, visible = bits, rbm.visible_field(bits)
+            visible = visible + torch.randn(visible.shape, generator=generator, **like)
+        else:
+            visible, hidden = bits.tensor_split([rbm.n_visible], 1)
+        info = {
+            "energy": rbm.energy(visible, hidden).mean().item(),
+            "seconds": time.perf_counter() - began,
+        }
+        return Draws(visible=visible, hidden=hidden, info=info)
