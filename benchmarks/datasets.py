@@ -4,12 +4,16 @@ A dataset whose loader needs the network or a file that is not there raises File
 OSError, and the benchmark says so and goes on.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 
 from scqbm import data
 from scqbm.benchmark._inputs import log_normalised, pca
@@ -26,7 +30,10 @@ class Dataset:
     label: str
     batch: str | None = None
     order: str | None = None  # a column of numbers that grow along the trajectory
-    root: str | None = None  # the label where it starts
+    root: str | None = None  # a column of booleans: where it starts
+    branch: str | None = None
+    tips: tuple | None = None
+    tau: str = "Kendall"  # what a trajectory is judged by
     public: bool = False  # comes over the network, so not by default
 
 
@@ -68,6 +75,53 @@ def epochs(n_cells: int) -> int:
     return int(np.clip(800_000 / n_cells, 30, 400))
 
 
+def paul15() -> AnnData:
+    """Paul 2015 with the order that its clusters are known to have (see their names)."""
+    adata = data.load("paul15")
+    stages = {f"{i}Ery": 7 - i for i in range(1, 7)}  # 7MEP, then 6Ery to 1Ery
+    branches = dict.fromkeys(["7MEP", *stages], "erythroid")
+    stages["7MEP"] = 0
+    fates = {"14Mo": "monocyte", "15Mo": "monocyte", "12Baso": "basophil", "13Baso": "basophil"}
+    fates |= {"16Neu": "neutrophil", "17Neu": "neutrophil"}
+    clusters = adata.obs["cell_type"].astype(str)
+    order = clusters.map(stages | dict.fromkeys(fates, 1))
+    branch = clusters.map(branches | fates)
+    # granulocyte-monocyte progenitors begin three branches: each takes a third of them
+    progenitors = np.flatnonzero(clusters.isin(["9GMP", "10GMP"]))
+    for i, fate in enumerate(("monocyte", "basophil", "neutrophil")):
+        branch.iloc[progenitors[i::3]] = fate
+        order.iloc[progenitors[i::3]] = 0
+    adata.obs["order"], adata.obs["branch"] = order.astype(float), branch
+    adata.obs["root"] = clusters == "7MEP"
+    return adata
+
+
+def from_figshare(file: int, name: str, label: str, batch: str) -> AnnData:
+    """One of scIB's files (Luecken 2022), fetched once; cells of batches that are counts only.
+
+    Its MD5 is printed: figshare shows on the file's page what it must be.
+    """
+    import scanpy as sc
+
+    path = Path.home() / ".cache" / "scqbm" / f"{name}.h5ad"
+    adata = sc.read(path, backup_url=f"https://figshare.com/ndownloader/files/{file}")
+    print(f"{path}: MD5 {hashlib.md5(path.read_bytes()).hexdigest()}", flush=True)
+    counts = sparse.csr_matrix(adata.layers["counts"])
+    whole = np.asarray(abs(counts - counts.rint()).sum(1)).ravel() == 0
+    keep = pd.Series(whole).groupby(adata.obs[batch].to_numpy()).transform("all").to_numpy()
+    obs = adata.obs.loc[keep, [batch, label]].copy()
+    for column in obs:  # categories of the batches left out would stay behind
+        obs[column] = obs[column].astype(str).astype("category")
+    return AnnData(counts[keep], obs=obs, var=adata.var[[]])
+
+
+def scvi_data(name: str) -> AnnData:
+    """A dataset that scvi-tools downloads."""
+    import scvi
+
+    return getattr(scvi.data, name)(save_path=str(Path.home() / ".cache" / "scqbm"))
+
+
 DATASETS = {
     "kang": Dataset(lambda: data.load("pbmc_kang_ifnb"), "cell_type", "batch"),
     "kang-donor": Dataset(lambda: data.load("pbmc_kang_ifnb"), "cell_type", "batch_donor"),
@@ -75,5 +129,44 @@ DATASETS = {
     "covid": Dataset(lambda: data.load("covid_liu_30k"), "cell_type", "batch"),
     "simulated": Dataset(
         lambda: data.simulate(3000, 1000, n_types=8, n_batches=3, seed=0), "cell_type", "batch"
+    ),
+    "simulated-tree": Dataset(
+        lambda: data.simulate(3000, 1000, n_types=7, n_batches=3, trajectory=True, seed=0),
+        "cell_type",
+        "batch",
+        order="pseudotime",
+        branch="branch",
+        tips=("branch_3", "branch_4", "branch_5", "branch_6"),
+    ),
+    "paul15": Dataset(
+        paul15,
+        "cell_type",
+        order="order",
+        root="root",
+        branch="branch",
+        tips=("erythroid", "monocyte", "basophil", "neutrophil"),
+        tau="Kendall within branches",
+    ),
+    "scib-lung": Dataset(
+        lambda: from_figshare(24539942, "lung_atlas", "cell_type", "batch"),
+        "cell_type",
+        "batch",
+        public=True,
+    ),
+    "scib-immune": Dataset(
+        lambda: from_figshare(25717328, "immune_human", "final_annotation", "batch"),
+        "final_annotation",
+        "batch",
+        public=True,
+    ),
+    "scib-pancreas": Dataset(
+        lambda: from_figshare(24539828, "pancreas", "celltype", "tech"),
+        "celltype",
+        "tech",
+        public=True,
+    ),
+    "pbmc-10x": Dataset(lambda: scvi_data("pbmc_dataset"), "str_labels", "batch", public=True),
+    "heart": Dataset(
+        lambda: scvi_data("heart_cell_atlas_subsampled"), "cell_type", "donor", public=True
     ),
 }

@@ -1,0 +1,156 @@
+"""Cell types from an embedding, within the data and in a batch that was not seen."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scqbm.benchmark._inputs import as_arrays, column, complete, subsample
+
+CLASSIFIERS = ("logistic regression", "kNN", "gradient boosting")
+
+
+def classification(
+    adata: AnnData,
+    label_key: str,
+    embeddings: Mapping[str, Any],
+    *,
+    batch_key: str | None = None,
+    classifiers: tuple[str, ...] = CLASSIFIERS,
+    n_folds: int = 5,
+    max_cells: int | None = 10_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How well three plain classifiers read cell types off embeddings.
+
+    Parameters
+    ----------
+    adata
+        The cells; only ``obs`` is read, and ``obsm`` or ``X`` as the embeddings ask.
+    label_key
+        Column of ``adata.obs`` with the cell types.
+    embeddings
+        From a name to an array, a key of ``adata.obsm`` or a model with
+        ``get_latent_representation``.
+    batch_key
+        Column with the batches, for leaving out one batch at a time; ``None`` skips that.
+    classifiers
+        Some of ``"logistic regression"``, ``"kNN"`` (15 neighbours), ``"gradient boosting"``.
+    n_folds
+        Folds of the cross-validation, the same for all embeddings.
+    max_cells
+        Larger data are judged on a random subset of this size, stratified by batch and label.
+    seed
+        Seed of the subset, the folds and the classifiers.
+
+    Returns
+    -------
+    Tidy table with the columns ``method``, ``group`` (``"within"``: cross-validation;
+    ``"across"``: the mean over left-out batches), ``metric`` (``"logistic regression accuracy"``,
+    ``"kNN macro-F1"``, ... and their means over classifiers, ``"accuracy"`` and ``"macro-F1"``)
+    and ``value``.
+
+    Notes
+    -----
+    Labels with fewer cells than folds are left out, and a left-out batch is judged on the labels
+    that the others have. Classifiers and their scaling see the training cells only. Embeddings may
+    have seen the expression of all cells, as in use, but must not have seen labels.
+    """
+    unknown = set(classifiers) - set(CLASSIFIERS)
+    if unknown or not classifiers:
+        raise ValueError(f"`classifiers` must be some of {CLASSIFIERS}, not {classifiers!r}.")
+    arrays = as_arrays(adata, embeddings)
+    columns = {"label": column(adata, "label_key", label_key)}
+    if batch_key is not None:
+        columns["batch"] = column(adata, "batch_key", batch_key)
+    keep = complete(**columns)
+    columns = {name: values[keep].astype(str) for name, values in columns.items()}
+    strata = pd.MultiIndex.from_arrays(list(columns.values())).to_flat_index()
+    chosen = subsample(strata, max_cells, seed)
+    sizes = pd.Series(columns["label"][chosen]).value_counts()
+    rare = sizes.index[sizes < n_folds]
+    if len(rare):
+        warnings.warn(
+            f"Labels with fewer than {n_folds} cells are left out: {list(rare)}.", stacklevel=2
+        )
+        chosen = chosen[~np.isin(columns["label"][chosen], rare)]
+    keep = keep[chosen]
+    labels = columns["label"][chosen]
+    if len(np.unique(labels)) < 2:
+        raise ValueError("`label_key` must name at least two labels with enough cells.")
+    splits = {"within": [_folds(labels, n_folds, seed)]}
+    if batch_key is not None:
+        splits["across"] = _left_out(columns["batch"][chosen], labels)
+    rows = []
+    for name, array in arrays.items():
+        for group, several in splits.items():
+            if not several:
+                continue
+            scores = {
+                classifier: np.mean(
+                    [_score(array[keep], labels, s, classifier, seed) for s in several], axis=0
+                )
+                for classifier in classifiers
+            }
+            for i, metric in enumerate(("accuracy", "macro-F1")):
+                values = {f"{c} {metric}": score[i] for c, score in scores.items()}
+                values[metric] = np.mean(list(values.values()))
+                rows += [
+                    {"method": name, "group": group, "metric": m, "value": v}
+                    for m, v in values.items()
+                ]
+    return pd.DataFrame(rows)
+
+
+def _folds(labels, n_folds, seed) -> list[tuple[np.ndarray, np.ndarray]]:
+    from sklearn.model_selection import StratifiedKFold
+
+    folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+    return list(folds.split(np.zeros(len(labels)), labels))
+
+
+def _left_out(batches, labels) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """One split a batch: the others to train on, its cells of known labels to test on."""
+    splits = []
+    for batch in np.unique(batches):
+        train = np.flatnonzero(batches != batch)
+        test = np.flatnonzero((batches == batch) & np.isin(labels, labels[train]))
+        if len(test) and len(np.unique(labels[train])) > 1:
+            splits.append([(train, test)])
+    return splits
+
+
+def _score(array, labels, folds, classifier, seed) -> tuple[float, float]:
+    """Accuracy and macro-F1 of the test cells of all folds together."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    truth, guess = [], []
+    for train, test in folds:
+        model = classify_by(classifier, seed).fit(array[train], labels[train])
+        truth.append(labels[test])
+        guess.append(model.predict(array[test]))
+    truth, guess = np.concatenate(truth), np.concatenate(guess)
+    f1 = f1_score(truth, guess, average="macro", labels=np.unique(truth), zero_division=0)
+    return accuracy_score(truth, guess), f1
+
+
+def classify_by(name: str, seed: int = 0):
+    """An untrained classifier of scikit-learn by its name."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if name == "kNN":
+        return KNeighborsClassifier(15, algorithm="brute")
+    if name == "gradient boosting":  # short and coarse: many fits on many cells
+        return HistGradientBoostingClassifier(
+            max_iter=30, learning_rate=0.2, max_bins=63, early_stopping=False, random_state=seed
+        )
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))

@@ -1,0 +1,186 @@
+"""Cells drawn from a model's prior against real cells that it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from scqbm.benchmark._inputs import column, log_normalised
+from scqbm.benchmark.classification import classify_by
+
+N_CORRELATED = 200  # genes of the gene-gene correlations: the most variable ones
+
+
+def generation(
+    adata: AnnData,
+    models: Mapping[str, Any],
+    held_out: Sequence[int],
+    *,
+    label_key: str | None = None,
+    n_comps: int = 30,
+    max_cells: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How well cells drawn from the prior pass for real, held-out ones.
+
+    Parameters
+    ----------
+    adata
+        Raw counts in ``X``.
+    models
+        From a name to a trained :class:`scqbm.QBMVI` or :class:`scvi.model.SCVI`, or to a matrix
+        of counts, one row a generated cell.
+    held_out
+        Indices of the cells that no model was trained on; all others serve as reference.
+    label_key
+        Column of ``adata.obs`` with the cell types, for the composition; ``None`` leaves it out.
+    n_comps
+        Principal components (of the reference) in which cells are compared.
+    max_cells
+        At most so many held-out cells, and as many drawn ones.
+    seed
+        Seed of everything random.
+
+    Returns
+    -------
+    Tidy table with the columns ``method``, ``group`` (``"generation"``), ``metric`` and
+    ``value``. The method ``"real cells"`` is a random part of the reference in the place of the
+    drawn cells: the best that can be expected. Metrics:
+
+    - ``two-sample accuracy``: balanced, cross-validated accuracy of gradient boosting at telling
+      drawn from real cells; .5 is perfect. ``linear two-sample accuracy``: logistic regression;
+    - ``MMD``: squared maximum mean discrepancy, unbiased (Gaussian kernel, median distance);
+    - ``gene mean``, ``gene variance``, ``gene zero fraction``: mean absolute differences over
+      genes, the first two of log-normalised values;
+    - ``gene correlation``: root mean squared difference of the correlations of the 200 most
+      variable genes; ``gene correlation agreement``: their Pearson correlation;
+    - ``composition``: total variation distance between the cell types of drawn and real cells,
+      both as named by one classifier.
+    """
+    held_out = np.asarray(held_out)
+    rng = np.random.default_rng(seed)
+    reference = np.setdiff1d(np.arange(adata.n_obs), held_out)
+    if not len(held_out) or not len(reference):
+        raise ValueError("`held_out` must leave both held-out and other cells.")
+    real = np.sort(rng.permutation(held_out)[:max_cells])
+    stand_in = rng.permutation(reference)[: len(real)]
+    known = np.setdiff1d(reference, stand_in) if len(reference) > 2 * len(real) else reference
+    space = _Space(adata.X[known], min(n_comps, len(known) - 1, adata.n_vars - 1))
+    namer = None
+    if label_key is not None:
+        labels = column(adata, "label_key", label_key)[known]
+        named = np.array([label is not None for label in labels])
+        namer = classify_by("logistic regression", seed).fit(
+            space(adata.X[known])[named], labels[named].astype(str)
+        )
+    drawn = {"real cells": adata.X[stand_in]}
+    for name, model in models.items():
+        is_model = hasattr(model, "get_latent_representation")
+        drawn[name] = draw(model, len(real), seed).X if is_model else model
+    rows = []
+    for name, counts in drawn.items():
+        values = _compare(counts, adata.X[real], space, namer, seed)
+        rows += [
+            {"method": name, "group": "generation", "metric": metric, "value": float(value)}
+            for metric, value in values.items()
+        ]
+    return pd.DataFrame(rows)
+
+
+def draw(model, n: int, seed: int = 0) -> AnnData:
+    """Cells from a model's prior: by ``sample_cells``, or for scVI's from N(0, I)."""
+    if hasattr(model, "sample_cells"):
+        return model.sample_cells(n, seed=seed)
+    from scqbm.decoding import decode, random_cells
+
+    codes = np.random.default_rng(seed).standard_normal((n, model.module.n_latent))
+    return decode(model, codes, random_cells(model, n, seed), seed=seed)
+
+
+def two_sample_accuracy(
+    a: np.ndarray, b: np.ndarray, classifier: str = "gradient boosting", seed: int = 0
+) -> float:
+    """Balanced accuracy, in 5 folds, of a classifier at telling ``a`` from ``b``."""
+    from sklearn.metrics import balanced_accuracy_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    x, y = np.vstack([a, b]), np.repeat([0, 1], [len(a), len(b)])
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+    guess = cross_val_predict(classify_by(classifier, seed), x, y, cv=folds)
+    return balanced_accuracy_score(y, guess)
+
+
+def mmd(a: np.ndarray, b: np.ndarray) -> float:
+    """Unbiased squared maximum mean discrepancy; the kernel's width is the median of ``b``."""
+    from scipy.spatial.distance import cdist
+
+    between = cdist(b, b, "sqeuclidean")
+    width = np.median(between[np.triu_indices(len(b), 1)])
+
+    def kernel(distance):
+        return np.exp(-distance / width)
+
+    def mean_off_diagonal(k):
+        return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+
+    return (
+        mean_off_diagonal(kernel(cdist(a, a, "sqeuclidean")))
+        + mean_off_diagonal(kernel(between))
+        - 2 * kernel(cdist(a, b, "sqeuclidean")).mean()
+    )
+
+
+class _Space:
+    """Principal components of log-normalised reference cells, and its most variable genes."""
+
+    def __init__(self, counts, n_comps):
+        from sklearn.decomposition import PCA
+
+        values = dense(log_normalised(counts))
+        self.variable = np.argsort(-values.var(0), kind="stable")[:N_CORRELATED]
+        self.pca = PCA(n_comps, svd_solver="randomized", random_state=0).fit(values)
+
+    def __call__(self, counts):
+        return self.pca.transform(dense(log_normalised(counts)))
+
+
+def _compare(drawn, real, space, namer, seed) -> dict[str, float]:
+    a, b = space(drawn), space(real)
+    values = {
+        "two-sample accuracy": two_sample_accuracy(a, b, seed=seed),
+        "linear two-sample accuracy": two_sample_accuracy(a, b, "logistic regression", seed),
+        "MMD": mmd(a, b),
+    }
+    logs = [dense(log_normalised(x)) for x in (drawn, real)]
+    zeros = [(dense(x) == 0).mean(0) for x in (drawn, real)]
+    values["gene mean"] = np.abs(logs[0].mean(0) - logs[1].mean(0)).mean()
+    values["gene variance"] = np.abs(logs[0].var(0) - logs[1].var(0)).mean()
+    values["gene zero fraction"] = np.abs(zeros[0] - zeros[1]).mean()
+    ours, theirs = (_correlations(x[:, space.variable]) for x in logs)
+    values["gene correlation"] = np.sqrt(np.square(ours - theirs).mean())
+    values["gene correlation agreement"] = np.corrcoef(ours, theirs)[0, 1]
+    if namer is not None:
+        shares = [
+            pd.Series(namer.predict(x)).value_counts(normalize=True).reindex(namer.classes_)
+            for x in (a, b)
+        ]
+        values["composition"] = (shares[0].fillna(0) - shares[1].fillna(0)).abs().sum() / 2
+    return values
+
+
+def _correlations(values) -> np.ndarray:
+    """Correlations of all pairs of columns; 0 with a column that does not vary."""
+    values = values - values.mean(0)
+    norms = np.linalg.norm(values, axis=0)
+    values = values / np.where(norms > 0, norms, 1)
+    return (values.T @ values)[np.triu_indices(values.shape[1], 1)]
+
+
+def dense(values) -> np.ndarray:
+    """A dense array, whatever comes."""
+    return values.toarray() if sparse.issparse(values) else np.asarray(values)
