@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -113,8 +112,8 @@ def energy_against_order(energy: np.ndarray, order: np.ndarray, seed: int = 0) -
 
 
 def _pseudotime_scores(array, order, known, start, branch, tips, n_neighbors) -> dict:
-    cells = _diffusion(array, n_neighbors)
-    time = _pseudotime(cells, _middle(array, np.flatnonzero(start)))
+    diffusion = _Diffusion(array, n_neighbors)
+    time = diffusion.time_from(_middle(array, np.flatnonzero(start)))
     unreachable = ~np.isfinite(time)
     time[unreachable] = 2.0  # reachable cells have at most 1
     scores = _correlations(time[known], order[known])
@@ -128,12 +127,12 @@ def _pseudotime_scores(array, order, known, start, branch, tips, n_neighbors) ->
             for name in parts[0]:
                 scores[f"{name} within branches"] = np.mean([part[name] for part in parts])
         ends = [b for b in dict.fromkeys(branch) if b is not None] if tips is None else list(tips)
-        scores["branch accuracy"] = _branch_accuracy(cells, array, order, known, branch, ends)
+        scores["branch accuracy"] = _branch_accuracy(diffusion, array, order, known, branch, ends)
     scores["unreachable"] = unreachable.mean()
     return {name: float(value) for name, value in scores.items()}
 
 
-def _branch_accuracy(cells, array, order, known, branch, ends) -> float:
+def _branch_accuracy(diffusion, array, order, known, branch, ends) -> float:
     """Balanced share of cells whose nearest tip is that of their own branch."""
     from_tip, used = [], np.zeros(len(order), bool)
     for end in ends:
@@ -142,8 +141,8 @@ def _branch_accuracy(cells, array, order, known, branch, ends) -> float:
             raise ValueError(f"`tips`: no cell with an order is in branch {end!r}.")
         last = mine[np.argsort(order[mine], kind="stable")[-max(1, len(mine) // 10) :]]
         used[last] = True
-        from_tip.append(_pseudotime(cells, _middle(array, last)))
-    nearest = np.argmin(np.where(np.isfinite(from_tip), from_tip, np.inf), axis=0)
+        from_tip.append(diffusion.time_from(_middle(array, last)))
+    nearest = np.argmin(from_tip, axis=0)
     shares = []
     for i, end in enumerate(ends):
         mine = known & (branch == end) & ~used
@@ -169,20 +168,29 @@ def _middle(array, members) -> int:
     return int(members[away.argmin()])
 
 
-def _diffusion(array, n_neighbors) -> AnnData:
-    import scanpy as sc
+class _Diffusion:
+    """Diffusion pseudotime (Haghverdi 2016) from any root on scanpy's diffusion map.
 
-    cells = AnnData(obsm={"embedding": array}, obs=pd.DataFrame(index=map(str, range(len(array)))))
-    sc.pp.neighbors(cells, n_neighbors, use_rep="embedding", random_state=0)
-    sc.tl.diffmap(cells, random_state=0)
-    return cells
+    scanpy's own ``tl.dpt`` takes every eigenvalue above .9994 for a steady state and so loses the
+    leading direction of long, clean trajectories. Here steady states are counted: one for each
+    connected part of the graph.
+    """
 
+    def __init__(self, array: np.ndarray, n_neighbors: int):
+        import scanpy as sc
+        from scipy.sparse.csgraph import connected_components
 
-def _pseudotime(cells, root) -> np.ndarray:
-    import scanpy as sc
+        obs = pd.DataFrame(index=[str(i) for i in range(len(array))])
+        cells = AnnData(obs=obs, obsm={"embedding": array})
+        sc.pp.neighbors(cells, n_neighbors, use_rep="embedding", random_state=0)
+        n_parts, self.part = connected_components(cells.obsp["connectivities"], directed=False)
+        sc.tl.diffmap(cells, n_comps=min(n_parts + 14, len(array) - 2), random_state=0)
+        eigenvalues = cells.uns["diffmap_evals"].astype(float)[n_parts:]
+        # over all walks of any length: the sum of the powers of an eigenvalue
+        self.place = cells.obsm["X_diffmap"][:, n_parts:] * eigenvalues / (1 - eigenvalues)
 
-    cells.uns["iroot"] = root
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        sc.tl.dpt(cells)
-    return cells.obs["dpt_pseudotime"].to_numpy(float).copy()
+    def time_from(self, root: int) -> np.ndarray:
+        """Distance from ``root``, at most 1; infinite where the graph does not lead."""
+        distance = np.linalg.norm(self.place - self.place[root], axis=1)
+        reached = self.part == self.part[root]
+        return np.where(reached, distance / max(distance[reached].max(), 1e-12), np.inf)
