@@ -52,14 +52,15 @@ def place(
         chains = native_chains(edges - [0, n], n, m, graph)
         if chains is not None:
             return chains, True
-    ways: list[tuple[Callable[[], Chains | None], str, np.ndarray]] = [
-        (lambda: dense_chains(n, m, graph), "dense", np.array([n, m])),
-        (lambda: sparse_chains(edges, n + m, graph), "sparse", edges),  # slow, but any graph
-    ]
-    if 0 < 2 * len(edges) < n * m:
-        ways.reverse()
-    for find, how, problem in ways:
-        chains = cached(find, f"{name}-{how}-{n}-{m}", problem, graph)
+    if n + m > len(graph):
+        return None, False
+    ways: dict[str, tuple[Callable[[], Chains | None], np.ndarray]] = {}
+    if 0 < 2 * len(edges) < n * m or graph.graph.get("family") not in TOPOLOGIES:
+        ways["sparse"] = lambda: sparse_chains(edges, n + m, graph), edges  # slow, but any graph
+    if graph.graph.get("family") in TOPOLOGIES:
+        ways["dense"] = lambda: dense_chains(n, m, graph), np.array([n, m])
+    for way, (find, problem) in ways.items():
+        chains = cached(find, f"{name}-{way}-{n}-{m}", problem, graph)
         if chains is not None:
             return chains, False
     return None, False
@@ -111,11 +112,9 @@ def dense_chains(n_visible: int, n_hidden: int, graph: nx.Graph) -> Chains | Non
     """
     from minorminer.busclique import busgraph_cache
 
-    family = graph.graph.get("family")
-    if family not in TOPOLOGIES:
-        return None
+    family, rows = graph.graph["family"], graph.graph["rows"]
     least = max(2, -(-max(n_visible, n_hidden) // 16))  # a window of size m holds K(16 m, 16 m)
-    for size in range(least, graph.graph["rows"] + 1):
+    for size in range(min(least, rows), rows + 1):
         window = ideal_graph(family, size)
         for qubit in islice(_translations(window, graph), _WINDOWS):
             there = {q: qubit(q) for q in window}

@@ -277,7 +277,7 @@ class QPUSampler(Sampler):
             self._say(
                 "breaks",
                 f"{broken:.0%} of the chains on {self._name} broke, so its draws are doubtful: "
-                "raise `chain_strength`, or need no chains with prior_topology=sampler.graph.",
+                "raise `chain_strength`, or need no chains (bits with prior_topology).",
             )
         info = {
             "beta": beta,
