@@ -30,9 +30,13 @@ class CIMSampler(IsingMachineSampler):
 
     With little noise a CIM is an optimiser. With enough, and without control, the amplitudes at a
     fixed pump follow a Boltzmann distribution of soft spins, close to the Ising model's but not
-    equal to it. Control serves optimisers: it makes the feedback asymmetric, and as a sampler the
-    machine gains nothing measurable from small doses and loses from large ones. Measured errors,
-    with and without corrections, are in the section on samplers of the documentation.
+    equal to it. Control makes the feedback asymmetric: it serves optimisers, and as a sampler the
+    machine gains nothing from it that can be told from chance, and loses from large doses.
+
+    On 12 + 12 bits with couplings of standard deviation .1, .3 and .6 of spins, second moments of
+    1,000 read-outs are off by .03, .05 and .14 to .24, after the sweeps by .03, .03 and .08 to
+    .19; independent draws would be off by .03, .03 and .02. What remains is how often read-outs
+    fall into each cluster of states, and ``beta`` does not show it.
 
     Parameters
     ----------
