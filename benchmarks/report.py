@@ -1,0 +1,261 @@
+"""Write docs/benchmark.md and its figure from results/benchmark.csv: wins and losses alike.
+
+python benchmarks/report.py [--results FILE] [--docs FOLDER]
+"""
+
+import argparse
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from datasets import DATASETS
+from methods import ABLATIONS, OURS, RIVALS
+from tables import markdown
+
+from scqbm import benchmark
+
+ROOT = Path(__file__).parents[1]
+RUN = ["dataset", "cells", "method", "rate", "seed"]
+OUR_DEFAULT = "QBMVI"
+SCVIS = [name for name in RIVALS if name.startswith("SCVI")]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One table: a figure of one task, and whom it is compared with."""
+
+    title: str
+    task: str
+    group: str
+    metric: str
+    sign: int = 1  # -1: lower is better
+    rivals: tuple = tuple(RIVALS)
+    digits: int = 3
+
+
+QUESTIONS = [
+    Question("Integration: scib-metrics Total", "integration", "aggregate", "Total"),
+    Question("Batch correction", "integration", "aggregate", "Batch correction"),
+    Question("Bio conservation", "integration", "aggregate", "Bio conservation"),
+    Question("Leiden ARI at the best resolution", "integration", "leiden", "ARI"),
+    Question("Leiden NMI at the best resolution", "integration", "leiden", "NMI"),
+    Question(
+        "Held-out negative ELBO, nats a cell (lower is better)",
+        "likelihood", "likelihood", "negative ELBO", -1, (*SCVIS, "LDVAE"), 1,
+    ),
+    Question(
+        "Held-out marginal log-likelihood, nats a cell",
+        "likelihood", "likelihood", "marginal log-likelihood", 1, (*SCVIS, "LDVAE"), 1,
+    ),
+    Question("Classification, macro-F1 in 5 folds", "classification", "within", "macro-F1"),
+    Question("Classification, macro-F1 in unseen batches", "classification", "across", "macro-F1"),
+    Question("Trajectory: Kendall's tau of pseudotime", "trajectory", "pseudotime", "tau"),
+    Question("Trajectory: branch accuracy", "trajectory", "pseudotime", "branch accuracy"),
+    Question(
+        "Generation: two-sample accuracy less .5 (0 is perfect)",
+        "generation", "generation", "two-sample accuracy", -1, (*SCVIS, "LDVAE"),
+    ),
+    Question(
+        "Generation: composition, total variation (lower is better)",
+        "generation", "generation", "composition", -1, (*SCVIS, "LDVAE"),
+    ),
+]  # fmt: skip
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Tidy rows with averages that are comparable within each dataset."""
+    rows = pd.read_csv(path, dtype={"cells": str, "rate": str}, keep_default_na=False)
+    rows["value"] = pd.to_numeric(rows["value"], errors="coerce")
+    rows = rows.drop_duplicates([*RUN, "task", "group", "metric"], keep="last")
+    scored = rows["group"].isin(["bio", "batch"])
+    parts = [rows[~((rows["task"] == "integration") & (rows["group"] == "aggregate"))]]
+    for (dataset, cells), part in rows[scored].groupby(["dataset", "cells"]):
+        runs = part[["method", "rate", "seed"]].astype(str).agg("|".join, axis=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the page lists what was left out
+            means = benchmark.aggregates(part.assign(method=runs))
+        means[["method", "rate", "seed"]] = means["method"].str.split("|", expand=True)
+        means["seed"] = means["seed"].astype(int)
+        parts.append(means.assign(dataset=dataset, cells=cells, task="integration"))
+    rows = pd.concat(parts, ignore_index=True)
+    # each trajectory has one tau that its order makes sense for
+    own = {name: dataset.tau for name, dataset in DATASETS.items()}
+    tau = (rows["group"] == "pseudotime") & (rows["metric"] == rows["dataset"].map(own))
+    tau = rows[tau].assign(metric="tau")
+    rows = pd.concat([rows, tau], ignore_index=True)
+    off = (rows["metric"] == "two-sample accuracy") & (rows["group"] == "generation")
+    rows.loc[off, "value"] = (rows.loc[off, "value"] - 0.5).abs()
+    return rows
+
+
+def means(rows: pd.DataFrame, question: Question, cells: str) -> pd.DataFrame:
+    """Mean over seeds, dataset by method; each method at the learning rate that is best there."""
+    mine = rows[
+        (rows["task"] == question.task)
+        & (rows["group"] == question.group)
+        & (rows["metric"] == question.metric)
+        & (rows["cells"] == cells)
+    ].dropna(subset="value")
+    by_rate = mine.groupby(["dataset", "method", "rate"])["value"].mean() * question.sign
+    return by_rate.groupby(["dataset", "method"]).max().unstack() * question.sign
+
+
+def compared(wide: pd.DataFrame, question: Question) -> tuple[pd.DataFrame, str]:
+    """The table with our lead on the best rival of each dataset, and one line on all of them."""
+    shown = wide[[m for m in [*RIVALS, *OURS] if m in wide]]
+    table = shown.map(lambda v: "" if np.isnan(v) else f"{v:.{question.digits}f}")
+    rivals = [m for m in question.rivals if m in wide]
+    if OUR_DEFAULT not in wide or not rivals:
+        return table, ""
+    signed = wide * question.sign
+    lead = signed[OUR_DEFAULT] - signed[rivals].max(axis=1)
+    table["lead"] = lead.map(lambda v: "" if np.isnan(v) else f"{v:+.{question.digits}f}")
+    whole = signed.dropna(subset=[OUR_DEFAULT])
+    everywhere = [m for m in rivals if whole[m].notna().all()]
+    if whole.empty or not everywhere:
+        return table, ""
+    best = whole[everywhere].mean().idxmax()
+    gap = whole[OUR_DEFAULT] - whole[best]
+    line = (
+        f"Over {len(whole)} datasets {OUR_DEFAULT} is {gap.mean():+.{question.digits}f} from the "
+        f"best rival on the mean, {best} (positive: ahead); its worst dataset is {gap.idxmin()}, "
+        f"{gap.min():+.{question.digits}f}. It leads the best rival of each dataset on "
+        f"{int((lead > 0).sum())} of {int(lead.notna().sum())}."
+    )
+    return table, line
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    return markdown([{"dataset": name} | row.to_dict() for name, row in table.iterrows()])
+
+
+def ablation(rows: pd.DataFrame, cells: str) -> str:
+    """What each part of our model is worth, in nats and in Total."""
+    parts = []
+    names = [OUR_DEFAULT, *ABLATIONS]
+    for question in (QUESTIONS[5], QUESTIONS[0]):
+        wide = means(rows, question, cells)
+        shown = wide[[n for n in names if n in wide]].dropna(how="all")
+        if shown.shape[1] > 1:
+            text = shown.map(lambda v, d=question.digits: "" if np.isnan(v) else f"{v:.{d}f}")
+            parts.append(f"**{question.title}**\n\n{as_markdown(text)}")
+    return "\n\n".join(parts)
+
+
+def energy(rows: pd.DataFrame, cells: str) -> str:
+    """Prior energy against the known order, run by run."""
+    mine = rows[(rows["group"] == "energy") & (rows["cells"] == cells)]
+    if mine.empty:
+        return ""
+    wide = mine.pivot_table(index=["dataset", "method", "seed"], columns="metric", values="value")
+    lines = [
+        {
+            "dataset": dataset, "method": method, "seed": seed,
+            "Kendall": f"{row['Kendall']:+.3f}",
+            "pairs of cells with rising energy": f"{row['rising pairs']:.3f}",
+            "p (sign test)": f"{row['p-value']:.2g}",
+        }
+        for (dataset, method, seed), row in wide.iterrows()
+    ]  # fmt: skip
+    return markdown(lines)
+
+
+def figure(rows: pd.DataFrame, path: Path) -> None:
+    """Total and macro-F1 in unseen batches, dataset by dataset."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    questions = [QUESTIONS[0], QUESTIONS[8]]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=False)
+    for axis, question in zip(axes, questions, strict=True):
+        wide = means(rows, question, "all")
+        for method in [m for m in [*RIVALS, OUR_DEFAULT] if m in wide]:
+            ours = method == OUR_DEFAULT
+            axis.plot(
+                wide[method],
+                range(len(wide)),
+                "D" if ours else "o",
+                color="crimson" if ours else None,
+                alpha=1 if ours else 0.6,
+                zorder=3 if ours else 2,
+                label=method,
+            )
+        axis.set_yticks(range(len(wide)), wide.index)
+        axis.set_title(question.title)
+        axis.grid(axis="x", alpha=0.3)
+    axes[1].legend(frameon=False, bbox_to_anchor=(1.02, 1), loc="upper left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def page(rows: pd.DataFrame, runs: pd.DataFrame) -> str:
+    """The page as Markdown."""
+    seeds = rows["seed"].nunique()
+    text = [
+        "# Benchmark",
+        "This page is written by `python benchmarks/report.py` from "
+        "`benchmarks/results/benchmark.csv`, which `python benchmarks/run.py` writes. Nothing is "
+        f"left out: losses stand beside wins. Means over up to {seeds} seeds, each with its own "
+        f"split. QBMVI has its defaults everywhere; of a rival's two learning rates each table "
+        "takes, dataset by dataset, the one that serves it better there. *Lead*: QBMVI less the "
+        "best rival of that dataset, positive where QBMVI is ahead.",
+        "![Total and macro-F1 by dataset](_static/benchmark.png)",
+    ]
+    subsets = sorted(set(rows["cells"]), key=lambda c: c != "all")
+    for cells in subsets:
+        text.append("## All cells" if cells == "all" else f"## Random subsets of {cells} cells")
+        for question in QUESTIONS:
+            wide = means(rows, question, cells)
+            if len(wide):
+                table, line = compared(wide, question)
+                text += [f"### {question.title}", as_markdown(table), line]
+        parts = (
+            ("What the parts are worth", ablation(rows, cells)),
+            ("Prior energy against the order of the cells", energy(rows, cells)),
+        )
+        for title, part in parts:
+            if part:
+                text += [f"### {title}", part]
+    lost = rows[rows["group"].isin(["bio", "batch"]) & rows["value"].isna()]
+    if len(lost):
+        pairs = lost.groupby(["dataset", "cells"])["metric"].agg(lambda m: sorted(set(m)))
+        text += [
+            "## Undefined metrics",
+            "Left out of the averages of all methods on that dataset: "
+            + "; ".join(f"{d} ({c}): {', '.join(m)}" for (d, c), m in pairs.items())
+            + ".",
+        ]
+    if len(runs):
+        last = json.loads(runs["versions"].iloc[-1])
+        late = runs.groupby("method")["late_gain"].median().dropna()
+        text += [
+            "## How it was run",
+            "Versions: " + ", ".join(f"{k} {v}" for k, v in last.items()) + ".",
+            "Have the methods reached a plateau? What the last tenth of the epochs brought on "
+            "held-out cells, in units of the method's own loss (median over runs): "
+            + ", ".join(f"{k} {v:.2g}" for k, v in late.items())
+            + ".",
+        ]
+    return "\n\n".join(part for part in text if part) + "\n"
+
+
+def main() -> None:
+    """Read, draw, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/benchmark.csv")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    args = parser.parse_args()
+    rows = read(args.results)
+    beside = args.results.with_name(f"{args.results.stem}_runs.csv")
+    runs = pd.read_csv(beside) if beside.exists() else pd.DataFrame()
+    figure(rows, args.docs / "_static" / "benchmark.png")
+    (args.docs / "benchmark.md").write_text(page(rows, runs))
+
+
+if __name__ == "__main__":
+    main()
