@@ -152,7 +152,7 @@ def test_moments_without_chains(beta):
     assert_right_moments(sampler, make_rbm(4, 5))
     assert set(map(len, sampler.embedding.values())) == {1}
     state = settled(sampler, make_rbm(4, 5))
-    assert state["scale"] == pytest.approx(1 / beta, rel=0.05)
+    assert state["scale"].item() == pytest.approx(1 / beta, rel=0.05)
 
 
 def test_moments_on_any_structured_sampler():
@@ -507,7 +507,7 @@ def test_after_an_outage_the_fallback_draws_and_the_chip_is_tried_again():
             draws = sampler.sample(rbm, 64, state, seeded(i))
             state = pickle.loads(pickle.dumps(draws.state))
             where.append(draws.info["on_qpu"])
-            assert all(isinstance(v, torch.Tensor | int | float) for v in state.values())
+            assert all(isinstance(v, torch.Tensor | int) for v in state.values())
     assert len(said) == 1
     assert where == [0, 0, 0, 1, 1, 1]
     # what was learnt about the chip is still known
@@ -555,10 +555,11 @@ def test_the_budget_is_kept_and_survives_a_resume():
             where.append(draws.info["on_qpu"])
     assert len(said) == 1
     assert where == [1] * 5 + [0] * 55 and len(chip.asked) == 5
-    assert sampler.qpu_seconds == pytest.approx(5 * ACCESS) == pytest.approx(state["qpu_seconds"])
+    assert sampler.qpu_seconds == pytest.approx(5 * ACCESS)
+    assert state["qpu_seconds"].item() == sampler.qpu_seconds
     resumed = QPUSampler(MockChip(), max_qpu_time=cap, adapt=False)
     with pytest.warns(UserWarning, match="max_qpu_time"):
-        resumed.sample(rbm, 16, {**state, "rest": 0, "qpu_seconds": cap + 1e-9}, seeded(0))
+        resumed.sample(rbm, 16, {**state, "rest": 0, "qpu_seconds": torch.tensor(cap)}, seeded(0))
     assert not resumed._chip.child.asked
 
 

@@ -11,9 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scvi
 import torch
+from dwave.samplers import SimulatedAnnealingSampler
+from dwave.system.testing import MockDWaveSampler
 from scvi.data import synthetic_iid
 
 from scqbm import QBMVI
@@ -25,6 +28,7 @@ from scqbm.samplers import (
     ExactSampler,
     GibbsSampler,
     KaiwuSampler,
+    QPUSampler,
     Sampler,
     TemperingSampler,
     assess,
@@ -52,11 +56,27 @@ def kaiwu():
     return KaiwuSampler([sys.executable, stand_in, "well", "40"], n_sweeps=20)
 
 
+def processor():
+    """A mock D-Wave processor with chains, whose temperature the adapter has to find."""
+    schedule = [*np.geomspace(0.05, 2, 60), *[2.0] * 20]
+    chip = MockDWaveSampler(
+        topology_type="zephyr",
+        topology_shape=[2, 4],
+        parameter_warnings=False,
+        substitute_sampler=SimulatedAnnealingSampler(),
+        substitute_kwargs={"beta_schedule_type": "custom", "beta_schedule": schedule},
+    )
+    chip.parameters["seed"] = []  # which the mock hands on
+    return QPUSampler(chip)
+
+
 SAMPLERS = {
     "exact": Case(ExactSampler),
     "gibbs": Case(lambda: GibbsSampler(n_sweeps=50)),
     "tempering": Case(lambda: TemperingSampler(n_sweeps=10, n_replicas=4, n_start=60)),
     "annealing": Case(DimodSampler.simulated_annealing),
+    "path integral": Case(lambda: DimodSampler.path_integral_annealing(30), n_draws=5000),
+    "processor": Case(processor, n_draws=5000),
     "cim": Case(CIMSampler, n_draws=5000),
     "kaiwu": Case(kaiwu, n_draws=5000),
 }

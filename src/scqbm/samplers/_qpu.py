@@ -217,7 +217,7 @@ class QPUSampler(Sampler):
         self,
         rbm: RBM,
         n_draws: int,
-        state: dict[str, Tensor | int | float] | None = None,
+        state: dict[str, Tensor | int] | None = None,
         generator: torch.Generator | None = None,
     ) -> Draws:
         """Query the processor, or the fallback in its absence; see :meth:`Sampler.sample`."""
@@ -242,7 +242,7 @@ class QPUSampler(Sampler):
             draws.state = {_PREFIX + k: v for k, v in draws.state.items()} | kept
             draws.state["rest"] = rest - 1
             draws.info["energy"] = rbm.energy(draws.visible, draws.hidden).mean().item()
-        draws.state["qpu_seconds"] = chip.seconds
+        draws.state["qpu_seconds"] = torch.tensor(chip.seconds, dtype=torch.float64)
         draws.info |= {
             "on_qpu": float(rest == 0),
             "qpu_seconds": chip.seconds,
@@ -285,7 +285,8 @@ class QPUSampler(Sampler):
             "chain_break_fraction": broken,
             "energy": rbm.energy(visible, hidden).mean().item(),
         }
-        return Draws(visible, hidden, {"scale": scale, "n_seen": n_seen}, info=info)
+        learnt = {"scale": torch.tensor(scale, dtype=torch.float64), "n_seen": n_seen}
+        return Draws(visible, hidden, learnt, info=info)
 
     def _read(
         self,
