@@ -27,9 +27,11 @@ from scqbm.samplers import GibbsSampler
 RESULTS = Path(__file__).parent / "results" / "long_run.csv"
 
 
-def second_moments(v, h):
+def second_moments(v, h, weights=None):
     """All first moments and the cross moments of the two layers."""
-    return torch.cat([v.mean(0), h.mean(0), (v.T @ h / len(v)).flatten()])
+    w = torch.full((len(v),), 1.0) if weights is None else weights
+    w = w / w.sum()
+    return torch.cat([w @ v, w @ h, ((w.unsqueeze(1) * v).T @ h).flatten()])
 
 
 def main():
@@ -51,7 +53,8 @@ def main():
         rbm, 2048, None, torch.Generator().manual_seed(1)
     )
     truth = second_moments(reference.visible, reference.hidden)
-    error = (second_moments(chains.visible, chains.hidden) - truth).square().mean().sqrt()
+    ours = second_moments(chains.visible, chains.hidden, chains.weights)
+    error = (ours - truth).square().mean().sqrt()
     rng = np.random.default_rng(0)
     floors = []
     for _ in range(20):  # as many draws as chains, picked from the reference
