@@ -165,7 +165,7 @@ def test_moments_on_any_structured_sampler():
 
 
 def test_moments_of_a_gaussian_prior():
-    sampler = QPUSampler(MockChip(child=Listing(2.0)))
+    sampler = QPUSampler(MockChip(child=Listing(2.0)), chain_strength=5.0)
     rbm = make_rbm(2, 5, gaussian=True)
     assert_right_moments(sampler, rbm)
     assert any(len(chain) > 1 for chain in sampler.embedding.values())
@@ -199,7 +199,7 @@ def test_temperature_and_energy_on_real_graphs_with_missing_qubits(kind, size, n
     sampler, rbm = QPUSampler(chip), make_rbm(n, n, scale=0.3)
     draws = sampler.sample(rbm, 1000, settled(sampler, rbm, 10, 200), seeded(1))
     assert draws.info["beta"] == pytest.approx(1, abs=0.08)
-    assert draws.info["chain_break_fraction"] < 0.01
+    assert draws.info["chain_break_fraction"] < 0.1
     chains = DimodSampler.simulated_annealing(200).sample(rbm, 1000, None, seeded(1))
     spread = rbm.energy(chains.visible, chains.hidden).std() * (2 / 1000) ** 0.5
     gap = draws.info["energy"] - chains.info["energy"]
@@ -272,7 +272,7 @@ def test_within_ranges_and_as_they_are():
 
 def test_strength_of_chains():
     rbm = make_rbm(20, 20, scale=0.1)
-    for strength, expected in ((None, 4.0), (1.5, 1.5)):
+    for strength, expected in ((None, 1.5), (2.5, 2.5)):
         chip = MockChip("zephyr", 3)
         QPUSampler(chip, adapt=False, beta=4.0, chain_strength=strength).sample(
             rbm, 5, None, seeded(0)
@@ -377,7 +377,7 @@ def test_when_every_chain_breaks(chain_breaks, message):
 
 def test_discard_keeps_whole_reads_only():
     chip = MockChip("zephyr", 3, faults=[half_torn], **annealed())
-    sampler = QPUSampler(chip, adapt=False, chain_breaks="discard")
+    sampler = QPUSampler(chip, adapt=False, chain_breaks="discard", chain_strength=4.0)
     sampler.sample(make_rbm(20, 20, 0.2), 40, None, seeded(0))
     assert [given["num_reads"] for _, given in chip.asked][:2] == [40, 20]
 
@@ -706,7 +706,7 @@ def tiny_model(family=BITS):
 def losses(family, fault=None):
     """Loss and reconstruction loss by epoch, what the sampler said, and how often it asked."""
     faults, kwargs = FAULTS.get(fault, ([], {}))
-    chip = MockChip(faults=faults)
+    chip = MockChip(faults=faults, **(annealed() if family == "NORMAL" else {}))
     sampler, model = QPUSampler(chip, retry_every=3, **kwargs), tiny_model(globals()[family])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

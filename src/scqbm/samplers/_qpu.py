@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from typing import TYPE_CHECKING, Literal
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
     import networkx as nx
 
 CHAIN_BREAKS = ("vote", "discard", "minimize")
-_FIRM = 4.0  # chain coupling at which a link breaks once in exp(8) = 3,000 reads at temperature 1
-_TORQUE = math.sqrt(2)  # prefactor of Ocean's uniform_torque_compensation
+_FIRM = 1.5  # in units of the temperature: below, chains fray; above, they freeze before the rest
 _PILOTS = 2  # rounds before the first query, to find the temperature
 _PILOT_READS = 128
 _FRAYED = 0.25  # fraction of broken chains worth a warning
@@ -69,7 +67,9 @@ class QPUSampler(Sampler):
         Whether to learn it.
     chain_strength
         Coupling within chains in units of the temperature at which draws are wanted. By default
-        the larger of 4, which keeps chains whole, and Ocean's uniform torque compensation.
+        the larger of 1.5 and Ocean's uniform torque compensation with prefactor 1. That is weaker
+        than for optimisation: some chains break, but firm ones freeze early in the anneal, and
+        their draws are then further from the prior.
     chain_breaks
         What to do with reads whose chains disagree: ``"vote"`` takes the majority of each chain
         (ties at random); ``"discard"`` drops the read and asks for more; ``"minimize"`` sets the
@@ -307,7 +307,7 @@ class QPUSampler(Sampler):
                 f"The prior's fields or couplings exceed the range of {self._name}: its draws are "
                 f"hotter than the prior, now at {scale / wanted:.2f} of its inverse temperature.",
             )
-        strength = self.chain_strength or max(_FIRM, _TORQUE * problem.torque())
+        strength = self.chain_strength or max(_FIRM, problem.torque())
         discard = self.chain_breaks == "discard"
         spins, broken, asked, good = [], [], 0, 0
         while good < n_reads and asked < (_MOST if discard else 1) * n_reads:
