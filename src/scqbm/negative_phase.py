@@ -147,11 +147,7 @@ class NegativePhase(Callback):
         prior = _prior_of(pl_module)
         loss = trainer.callback_metrics.get("train_loss", prior.log_z)
         if not bool(torch.isfinite(loss + prior.log_z)):
-            raise FloatingPointError(
-                f"Training diverged in epoch {trainer.current_epoch}: the loss or the prior's "
-                "log Z is no longer finite. Train a new model with a lower lr in plan_kwargs, or "
-                "clip gradients with gradient_clip_val."
-            )
+            raise _diverged(f"in epoch {trainer.current_epoch}")
         if not prior.learns or self._snapshot is None:
             return
         health = {"prior_memory": autocorrelation(self._snapshot, prior.negatives)}
@@ -224,6 +220,8 @@ class NegativePhase(Callback):
     @torch.no_grad()
     def _query(self, prior: RBMPrior, step: int) -> Draws:
         rbm = prior.rbm().to(prior.log_z.device, copy=True)  # theirs to scribble on
+        if not all(bool(x.isfinite().all()) for x in (rbm.a, rbm.b, rbm.W)):  # before the sampler is blamed
+            raise _diverged(f"at step {step}")
         name = type(self.sampler).__name__
         kept = "The model keeps its training up to that step."
         try:
@@ -262,6 +260,13 @@ class NegativePhase(Callback):
         self._fresh = [p.clone() for p in parameters]
         self._follow_log_z(prior)  # so that following goes on from here
         prior.set_log_partition(log_partition(rbm, generator=self._generator))
+
+
+def _diverged(when: str) -> FloatingPointError:
+    return FloatingPointError(
+        f"Training diverged {when}: the loss or the prior is no longer finite. Train a new model "
+        "with a lower lr in plan_kwargs, or clip gradients with gradient_clip_val."
+    )
 
 
 def autocorrelation(before: Tensor, after: Tensor) -> float:
