@@ -220,7 +220,8 @@ class NegativePhase(Callback):
     @torch.no_grad()
     def _query(self, prior: RBMPrior, step: int) -> Draws:
         rbm = prior.rbm().to(prior.log_z.device, copy=True)  # theirs to scribble on
-        if not all(bool(x.isfinite().all()) for x in (rbm.a, rbm.b, rbm.W)):  # before the sampler is blamed
+        # before the sampler is blamed
+        if not all(bool(x.isfinite().all()) for x in (rbm.a, rbm.b, rbm.W)):
             raise _diverged(f"at step {step}")
         name = type(self.sampler).__name__
         kept = "The model keeps its training up to that step."
