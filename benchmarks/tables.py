@@ -9,7 +9,7 @@ import pandas as pd
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
-FAMILIES = {"QBMVI": "bits", "QBMVI-normal": "normal"}
+FAMILIES = {"QBMVI-unmixed": "bits, plain ELBO", "QBMVI": "bits", "QBMVI-normal": "normal"}
 
 
 def markdown(rows: list[dict]) -> str:
@@ -28,6 +28,8 @@ def elbo() -> str:
         row = {"dataset": name}
         row |= {m: f"{cells[m].mean():.1f} ± {cells[m].std():.1f}" for m in cells}
         for method, family in FAMILIES.items():
+            if method not in cells:
+                continue
             of_means = cells[method].mean() - rivals.mean().min()
             by_seed = ", ".join(f"{d:+.1f}" for d in cells[method] - rivals.min(axis=1))
             row[f"{family} less best SCVI: of means (by seed)"] = f"{of_means:+.1f} ({by_seed})"
@@ -51,12 +53,48 @@ def plain(name: str) -> str:
     return markdown([{"quantity": key, "value": value} for key, value in table.iloc[0].items()])
 
 
+def sampler_speed() -> str:
+    """Ratios and what was aimed at."""
+    table = pd.read_csv(RESULTS / "samplers_speed.csv").fillna("")
+    rows = table[["what", "size", "ratio", "target", "error", "error_gibbs"]].astype(str)
+    return markdown(rows.rename(columns={"error_gibbs": "error of Gibbs"}).to_dict("records"))
+
+
+def qpu_overhead() -> str:
+    """Milliseconds a query, its parts, and the ratio."""
+    table = pd.read_csv(RESULTS / "qpu_overhead.csv")
+    value = (
+        table["milliseconds"]
+        .map("{:.2f} ms".format)
+        .where(table["ratio"].isna(), table["ratio"].map("{:.1f} x".format))
+    )
+    wide = table.assign(value=value).pivot(index="what", columns="units", values="value")
+    wide = wide.loc[table["what"].unique()].reset_index()
+    return markdown(wide.to_dict("records"))
+
+
+def sampler_training() -> str:
+    """Each sampler less the exact one, seed by seed."""
+    table = pd.read_csv(RESULTS / "sampler_training.csv")
+    wide = table.pivot(index="seed", columns="sampler", values="negative_elbo")
+    rows = []
+    for name in table["sampler"].unique():
+        off = wide[name] - wide["Exact, native" if "native" in name else "Exact"]
+        error = off.std() / len(off) ** 0.5
+        row = {"sampler": name, "negative ELBO": f"{wide[name].mean():.2f}"}
+        rows.append(row | {"less exact": f"{off.mean():+.2f} ± {error:.2f}"})
+    return f"{markdown(rows)}\n\nMean of {len(wide)} seeds and its standard error."
+
+
 def main() -> None:
     """One included file a results file."""
     for name, text in {
         "elbo": elbo,
         "long_run": lambda: plain("long_run"),
         "speed": lambda: plain("speed"),
+        "samplers_speed": sampler_speed,
+        "qpu_overhead": qpu_overhead,
+        "sampler_training": sampler_training,
     }.items():
         if (RESULTS / f"{name}.csv").exists():
             (DOCS / f"results_{name}.md").write_text(text() + "\n")
