@@ -22,6 +22,8 @@ from pathlib import Path
 # scib-metrics compiles for a minute; the cache keeps that from run to run
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "scqbm-jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+if "OMP_NUM_THREADS" in os.environ:  # numba (scanpy) would raise it again, for torch as well
+    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 import numpy as np
 import pandas as pd
@@ -143,10 +145,11 @@ def one(key, tasks, its_cells, n_epochs, out):
         ]
         append(out, [{k: _text(v) for k, v in row.items()} for row in rows])
         show = table[table["metric"].isin(HEADLINES)]
+        names = show["group"] + " " + show["metric"]
         print(
             *key.values(),
             task,
-            dict(zip(show["metric"], show["value"].round(3), strict=True)),
+            dict(zip(names, show["value"].round(3), strict=True)),
             flush=True,
         )
     run = key | {

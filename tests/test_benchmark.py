@@ -197,6 +197,20 @@ def test_bad_input_is_named(cells):
         benchmark.integration(one_batch, "batch", "type", {"e": "types"})
 
 
+def test_plot_of_a_table_with_an_undefined_metric(tmp_path):
+    rows = [
+        (method, group, metric, score)
+        for method, score in (("a", 0.2), ("b", 0.7))
+        for group, metric in (("bio", "cLISI"), ("batch", "KBET"), ("batch", "iLISI"))
+    ]
+    table = pd.DataFrame(rows, columns=["method", "group", "metric", "value"])
+    table.loc[1, "value"] = np.nan
+    with pytest.warns(UserWarning, match="KBET"):
+        table = pd.concat([table, benchmark.aggregates(table)])
+    benchmark.plot_integration(table, tmp_path / "scib.png")
+    assert (tmp_path / "scib.png").stat().st_size > 10_000
+
+
 # -- classification ------------------------------------------------------------------------------
 
 
@@ -309,21 +323,21 @@ def test_two_sample_tests_know_same_from_different():
 
 
 def test_generation_of_real_and_of_unreal_cells():
-    adata = simulate(900, 100, n_types=3, n_batches=1, type_strength=2.0, seed=0)
-    held_out, other = np.arange(0, 900, 3), np.arange(1, 900, 3)
-    counts = adata.X.toarray()
-    shuffled = np.random.default_rng(0).permuted(counts[other], axis=0)  # same genes, no cells
+    adata = simulate(1200, 100, n_types=3, n_batches=1, type_strength=2.0, seed=0)
+    other, adata = adata.X[:300].toarray(), adata[300:].copy()
+    held_out, counts = np.arange(0, 900, 3), adata.X.toarray()
+    shuffled = np.random.default_rng(0).permuted(other, axis=0)  # same genes, no cells
     one_type = counts[np.flatnonzero(adata.obs["cell_type"] == "type_0")]
     table = benchmark.generation(
         adata,
-        {"real": counts[other], "shuffled": shuffled, "one type": one_type},
+        {"real": other, "shuffled": shuffled, "one type": one_type},
         held_out,
         label_key="cell_type",
     )
     for method in ("real", "real cells"):
         assert value(table, method, "two-sample accuracy") == pytest.approx(0.5, abs=0.08)
         assert value(table, method, "composition") < 0.1
-        assert value(table, method, "gene correlation agreement") > 0.8
+        assert value(table, method, "gene correlation agreement") > 0.5  # 300 cells, weak ties
     assert value(table, "shuffled", "two-sample accuracy") > 0.8
     assert value(table, "shuffled", "gene zero fraction") < 0.05
     assert value(table, "shuffled", "gene correlation agreement") < 0.3

@@ -9,11 +9,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import scvi
 from anndata import AnnData, read_h5ad
 
-from scqbm import QBMVI
+from scqbm import QBMVI, benchmark
 from scqbm.data import prepare, simulate
 
 MAX_CELLS = 10_000  # keeps the demo under ten minutes on two cores
@@ -51,9 +50,13 @@ def main(argv: list[str] | None = None) -> None:
         )
     adata.obs["prior_energy"] = models["QBMVI"].get_prior_energy()
 
-    table = _scib_table(adata, args.batch_key, args.labels_key)
+    embeddings = {name: f"X_{name}" for name in models}
+    table = benchmark.integration(adata, args.batch_key, args.labels_key, embeddings, leiden=False)
+    table = table.pivot(index="metric", columns="method", values="value").loc[
+        table["metric"].drop_duplicates(), list(models)
+    ]
     table.to_csv(args.out / "scib.csv")
-    print(table.T.to_string(float_format="{:.3f}".format))
+    print(table.to_string(float_format="{:.3f}".format))
     _figures(adata, models, args.batch_key, args.labels_key, args.out)
     print(f"Table and figures are in {args.out}/")
 
@@ -70,21 +73,6 @@ def _cells(path: Path | None, batch_key: str, labels_key: str, seed: int) -> Ann
         keep = np.random.default_rng(seed).choice(adata.n_obs, MAX_CELLS, replace=False)
         adata = adata[np.sort(keep)].copy()
     return prepare(adata, batch_key)
-
-
-def _scib_table(adata: AnnData, batch_key: str, labels_key: str) -> pd.DataFrame:
-    from scib_metrics.benchmark import Benchmarker
-
-    benchmarker = Benchmarker(
-        adata,
-        batch_key=batch_key,
-        label_key=labels_key,
-        embedding_obsm_keys=["X_QBMVI", "X_SCVI"],
-        progress_bar=False,
-    )
-    benchmarker.benchmark()
-    table = benchmarker.get_results(min_max_scale=False)
-    return table.drop(index="Metric Type", errors="ignore").astype(float)
 
 
 def _figures(adata: AnnData, models: dict, batch_key: str, labels_key: str, out: Path) -> None:

@@ -4,6 +4,7 @@ from .classification import classification
 from .generation import generation
 from .integration import aggregates, integration
 from .likelihood import likelihood
+from .plots import plot_integration
 from .trajectory import trajectory
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "generation",
     "integration",
     "likelihood",
+    "plot_integration",
     "trajectory",
 ]

@@ -130,13 +130,21 @@ def _score(array, labels, folds, classifier, seed) -> tuple[float, float]:
     from sklearn.metrics import accuracy_score, f1_score
 
     truth, guess = [], []
-    for train, test in folds:
-        model = classify_by(classifier, seed).fit(array[train], labels[train])
-        truth.append(labels[test])
-        guess.append(model.predict(array[test]))
+    with one_thread():
+        for train, test in folds:
+            model = classify_by(classifier, seed).fit(array[train], labels[train])
+            truth.append(labels[test])
+            guess.append(model.predict(array[test]))
     truth, guess = np.concatenate(truth), np.concatenate(guess)
     f1 = f1_score(truth, guess, average="macro", labels=np.unique(truth), zero_division=0)
     return accuracy_score(truth, guess), f1
+
+
+def one_thread():
+    """Many small fits: threads that spin for each other on busy cores make seconds minutes."""
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
+    return threadpool_limits(1)
 
 
 def classify_by(name: str, seed: int = 0):

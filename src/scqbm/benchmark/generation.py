@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scqbm.benchmark._inputs import column, log_normalised
-from scqbm.benchmark.classification import classify_by
+from scqbm.benchmark.classification import classify_by, one_thread
 
 N_CORRELATED = 200  # genes of the gene-gene correlations: the most variable ones
 
@@ -68,8 +68,9 @@ def generation(
     if not len(held_out) or not len(reference):
         raise ValueError("`held_out` must leave both held-out and other cells.")
     real = np.sort(rng.permutation(held_out)[:max_cells])
-    stand_in = rng.permutation(reference)[: len(real)]
-    known = np.setdiff1d(reference, stand_in) if len(reference) > 2 * len(real) else reference
+    # components fitted to the stand-ins would tell them from held-out cells: keep them apart
+    stand_in = rng.permutation(reference)[: min(len(real), len(reference) // 2)]
+    known = np.setdiff1d(reference, stand_in)
     space = _Space(adata.X[known], min(n_comps, len(known) - 1, adata.n_vars - 1))
     namer = None
     if label_key is not None:
@@ -111,7 +112,8 @@ def two_sample_accuracy(
 
     x, y = np.vstack([a, b]), np.repeat([0, 1], [len(a), len(b)])
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    guess = cross_val_predict(classify_by(classifier, seed), x, y, cv=folds)
+    with one_thread():
+        guess = cross_val_predict(classify_by(classifier, seed), x, y, cv=folds)
     return balanced_accuracy_score(y, guess)
 
 

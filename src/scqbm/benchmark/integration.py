@@ -6,6 +6,7 @@ import gc
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -184,7 +185,8 @@ def _scib(metric, group, array, before, obs, neighbours, names) -> list[float]:
     from scib_metrics.benchmark import BatchCorrection, Benchmarker, BioConservation
 
     kinds = {"bio": BioConservation, "batch": BatchCorrection}
-    only = kinds[group](**{m: m == metric for m in METRICS[group]})
+    kind = kinds[group]
+    only = kind(**{field.name: field.name == metric for field in fields(kind)})
     cells = AnnData(obs=obs.set_index(obs.index.astype(str)), obsm={"embedding": array})
     cells.obsm["before"] = array if before is None else before
     benchmarker = Benchmarker(
