@@ -127,7 +127,7 @@ def test_batches_mix_in_the_codes(adata):
     assert found[100.0] < 0.3 * found[0.0]
 
 
-@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf"), "much"])
 def test_bad_price(adata, wrong):
     QBMVI.setup_anndata(adata, batch_key="batch")
     with pytest.raises(ValueError, match="`batch_mixing` must be 0 or more, not"):

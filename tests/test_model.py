@@ -15,6 +15,7 @@ from scvi.external import SOLO
 from scvi.model import SCANVI, SCVI
 
 from scqbm import QBMVI
+from scqbm.ising import all_states
 from scqbm.samplers import GibbsSampler
 
 QUIET = {"accelerator": "cpu", "batch_size": 32, "enable_progress_bar": False}
@@ -293,6 +294,32 @@ def test_sample_prior(family):
     assert not np.array_equal(z, model.sample_prior(4000, seed=1))
     other = model.sample_prior(4000, sampler=GibbsSampler(n_sweeps=300))
     np.testing.assert_allclose(z.mean(0), other.mean(0), atol=6 * z.std() / np.sqrt(2000))
+
+
+def test_sample_prior_beyond_enumeration():
+    """The default for large priors is block Gibbs: here one that enumeration still reaches."""
+    model = trained({"n_latent": 36}, epochs=1)
+    prior, generator = model.module.prior, torch.Generator().manual_seed(0)
+    for parameter in prior.parameters():
+        parameter.data = 0.7 * torch.randn(parameter.shape, generator=generator)
+    z = torch.from_numpy(model.sample_prior(4000))
+    rbm = prior.rbm()
+    h = all_states(rbm.n_hidden)
+    p = torch.softmax(-rbm.hidden_free_energy(h).double(), 0).float()
+    v_given_h = rbm.visible_field(h).sigmoid()
+    exact_v, exact_h = p @ v_given_h, p @ h
+    exact_vh = (v_given_h * p[:, None]).T @ h
+    v, h = z[:, :18], z[:, 18:]
+    # at most 1/2 over sqrt(4000) each: five of those
+    assert torch.allclose(v.mean(0), exact_v, atol=0.04)
+    assert torch.allclose(h.mean(0), exact_h, atol=0.04)
+    assert torch.allclose(v.T @ h / len(z), exact_vh, atol=0.04)
+
+
+@pytest.mark.parametrize("method", ["sample_prior", "sample_cells"])
+def test_sampling_nothing(method):
+    with pytest.raises(ValueError, match="`n_samples` must be at least 1, not 0"):
+        getattr(trained(), method)(0)
 
 
 @each_family

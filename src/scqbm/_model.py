@@ -327,6 +327,8 @@ class QBMVI(SCVI, _WithoutData):
         seed
             Seed of the draws.
         """
+        if n_samples < 1:
+            raise ValueError(f"`n_samples` must be at least 1, not {n_samples}.")
         rbm = self._rbm()
         if sampler is None:
             small = min(rbm.n_hidden, rbm.n_hidden if rbm.gaussian else rbm.n_visible) <= 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -283,5 +284,8 @@ def _check_prior_arguments(
         raise ValueError(f"`relaxation` must be one of {RELAXATIONS}, not {relaxation!r}.")
     if temperature <= 0:
         raise ValueError(f"`temperature` must be positive, not {temperature}.")
-    if batch_mixing is not None and not 0 <= batch_mixing < math.inf:
-        raise ValueError(f"`batch_mixing` must be 0 or more, not {batch_mixing}.")
+    mixes = batch_mixing is None or (
+        isinstance(batch_mixing, Real) and 0 <= batch_mixing < math.inf
+    )
+    if not mixes:
+        raise ValueError(f"`batch_mixing` must be 0 or more, not {batch_mixing!r}.")

@@ -59,7 +59,7 @@ def complete(**columns: np.ndarray) -> np.ndarray:
     if not keep.all():
         warnings.warn(
             f"{(~keep).sum()} cells have no {' or no '.join(columns)} and are left out.",
-            stacklevel=3,
+            stacklevel=4,  # whoever called the task
         )
     return np.flatnonzero(keep)
 
@@ -90,6 +90,20 @@ def subsample(strata: np.ndarray, max_cells: int | None, seed: int) -> np.ndarra
         for code, size in enumerate(quota)
     ]
     return np.sort(np.concatenate(parts))
+
+
+def chosen_cells(
+    adata: AnnData, batch_key: str | None, label_key: str, max_cells: int | None, seed: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Indices of a fair subset with a label and a batch, and its columns as strings."""
+    columns = {"label": column(adata, "label_key", label_key)}
+    if batch_key is not None:
+        columns["batch"] = column(adata, "batch_key", batch_key)
+    keep = complete(**columns)
+    columns = {name: values[keep].astype(str) for name, values in columns.items()}
+    strata = pd.MultiIndex.from_arrays(list(columns.values())).to_flat_index()
+    chosen = subsample(strata, max_cells, seed)
+    return keep[chosen], {name: values[chosen] for name, values in columns.items()}
 
 
 def log_normalised(counts) -> np.ndarray | sparse.spmatrix:

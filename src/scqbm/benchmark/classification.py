@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scqbm.benchmark._inputs import as_arrays, column, complete, subsample
+from scqbm.benchmark._inputs import as_arrays, chosen_cells
 
 CLASSIFIERS = ("logistic regression", "kNN", "gradient boosting")
 
@@ -65,27 +65,21 @@ def classification(
     if unknown or not classifiers:
         raise ValueError(f"`classifiers` must be some of {CLASSIFIERS}, not {classifiers!r}.")
     arrays = as_arrays(adata, embeddings)
-    columns = {"label": column(adata, "label_key", label_key)}
-    if batch_key is not None:
-        columns["batch"] = column(adata, "batch_key", batch_key)
-    keep = complete(**columns)
-    columns = {name: values[keep].astype(str) for name, values in columns.items()}
-    strata = pd.MultiIndex.from_arrays(list(columns.values())).to_flat_index()
-    chosen = subsample(strata, max_cells, seed)
-    sizes = pd.Series(columns["label"][chosen]).value_counts()
+    keep, columns = chosen_cells(adata, batch_key, label_key, max_cells, seed)
+    sizes = pd.Series(columns["label"]).value_counts()
     rare = sizes.index[sizes < n_folds]
     if len(rare):
         warnings.warn(
             f"Labels with fewer than {n_folds} cells are left out: {list(rare)}.", stacklevel=2
         )
-        chosen = chosen[~np.isin(columns["label"][chosen], rare)]
-    keep = keep[chosen]
-    labels = columns["label"][chosen]
+        common = ~np.isin(columns["label"], rare)
+        keep, columns = keep[common], {name: x[common] for name, x in columns.items()}
+    labels = columns["label"]
     if len(np.unique(labels)) < 2:
         raise ValueError("`label_key` must name at least two labels with enough cells.")
     splits = {"within": [_folds(labels, n_folds, seed)]}
     if batch_key is not None:
-        splits["across"] = _left_out(columns["batch"][chosen], labels)
+        splits["across"] = _left_out(columns["batch"], labels)
     rows = []
     for name, array in arrays.items():
         for group, several in splits.items():

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scqbm.benchmark._inputs import as_arrays, column, complete, pca, subsample
+from scqbm.benchmark._inputs import as_arrays, chosen_cells, pca
 
 # scib-metrics' names: of the metric, then of the figures that it gives
 METRICS = {
@@ -88,15 +88,8 @@ def integration(
     not be comparable otherwise. Neighbours are exact. Cells without a batch or label are left out.
     """
     arrays = as_arrays(adata, embeddings)
-    columns = {"label": column(adata, "label_key", label_key)}
-    if batch_key is not None:
-        columns["batch"] = column(adata, "batch_key", batch_key)
-    keep = complete(**columns)
-    columns = {name: values[keep].astype(str) for name, values in columns.items()}
-    strata = pd.MultiIndex.from_arrays(list(columns.values())).to_flat_index()
-    chosen = subsample(strata, max_cells, seed)
-    keep = keep[chosen]
-    obs = pd.DataFrame({name: values[chosen] for name, values in columns.items()})
+    keep, columns = chosen_cells(adata, batch_key, label_key, max_cells, seed)
+    obs = pd.DataFrame(columns)
     for name, values in obs.items():
         if values.nunique() < 2:
             raise ValueError(f"`{name}_key` must name at least two groups among the cells.")
