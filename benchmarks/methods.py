@@ -39,6 +39,11 @@ class Method:
     needs_batch: bool = False
 
 
+def fit_noise(cells, epochs, rate):
+    """What the metrics give to an embedding that knows nothing."""
+    return Fitted(np.random.default_rng(cells.seed).standard_normal((cells.adata.n_obs, 10)))
+
+
 def fit_pca(cells, epochs, rate):
     return Fitted(cells.pca)
 
@@ -132,6 +137,7 @@ def late_gain(history, epochs):
 
 SCVI, LDVAE = scvi.model.SCVI, scvi.model.LinearSCVI
 SMALL = {"n_latent": 28}  # halves of 14 bits, which can be enumerated at each step
+CONTROLS = {"noise": Method(fit_noise)}
 RIVALS = {
     "PCA": Method(fit_pca),
     "Harmony": Method(fit_harmony, needs_batch=True),
@@ -146,6 +152,7 @@ RIVALS = {
 OURS = {
     "QBMVI": Method(scvi_like(QBMVI)),
     "QBMVI-normal": Method(scvi_like(QBMVI, latent_distribution="normal")),
+    "QBMVI-unmixed": Method(scvi_like(QBMVI, batch_mixing=0.0)),
 }
 ABLATIONS = {
     "QBMVI-uncoupled": Method(scvi_like(QBMVI, uncouple)),
@@ -156,4 +163,4 @@ ABLATIONS = {
         scvi_like(QBMVI, sampler=samplers.DimodSampler.simulated_annealing, **SMALL)
     ),
 }
-METHODS = RIVALS | OURS | ABLATIONS
+METHODS = CONTROLS | RIVALS | OURS | ABLATIONS

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from datasets import DATASETS
-from methods import ABLATIONS, OURS, RIVALS
+from methods import ABLATIONS, CONTROLS, OURS, RIVALS
 from tables import markdown
 
 from scqbm import benchmark
@@ -92,20 +92,25 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def means(rows: pd.DataFrame, question: Question, cells: str) -> pd.DataFrame:
-    """Mean over seeds, dataset by method; each method at the learning rate that is best there."""
+    """Mean over seeds, dataset by method; each method at the learning rate that is best there.
+
+    Only learning rates that went through all seeds of the method count.
+    """
     mine = rows[
         (rows["task"] == question.task)
         & (rows["group"] == question.group)
         & (rows["metric"] == question.metric)
         & (rows["cells"] == cells)
     ].dropna(subset="value")
-    by_rate = mine.groupby(["dataset", "method", "rate"])["value"].mean() * question.sign
+    runs = mine.groupby(["dataset", "method", "rate"])["value"].agg(["mean", "size"])
+    whole = runs["size"] == runs.groupby(["dataset", "method"])["size"].transform("max")
+    by_rate = runs.loc[whole, "mean"] * question.sign
     return by_rate.groupby(["dataset", "method"]).max().unstack() * question.sign
 
 
 def compared(wide: pd.DataFrame, question: Question) -> tuple[pd.DataFrame, str]:
     """The table with our lead on the best rival of each dataset, and one line on all of them."""
-    shown = wide[[m for m in [*RIVALS, *OURS] if m in wide]]
+    shown = wide[[m for m in [*CONTROLS, *RIVALS, *OURS] if m in wide]]
     table = shown.map(lambda v: "" if np.isnan(v) else f"{v:.{question.digits}f}")
     rivals = [m for m in question.rivals if m in wide]
     if OUR_DEFAULT not in wide or not rivals:

@@ -334,6 +334,40 @@ def test_prior_energy(family):
         np.testing.assert_allclose(energy, exact, rtol=1e-5)
 
 
+# -- the encoder's view of the genes --------------------------------------------------------------
+
+
+def test_input_dropout_hides_its_share_in_training_only():
+    model = trained(input_dropout=0.25)
+    encoder, seen = model.module.z_encoder, []
+    encoder.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    genes, batch = torch.ones(400, 30), torch.zeros(400, 1)
+    for training in (True, False):
+        encoder.train(training)(genes, batch)
+    hidden = (seen[0] == 0).float().mean().item()
+    assert hidden == pytest.approx(0.25, abs=0.03) and (seen[1] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("family", "n", "expected"), [(BITS, 80, 0.3), (BITS, 8000, 0.125), (NORMAL, 80, 0.0)]
+)
+def test_fewer_cells_hide_more(family, n, expected):
+    adata = data(batch_size=n // 2, n_genes=5)
+    QBMVI.setup_anndata(adata)
+    given = QBMVI(adata, **family).init_params_["non_kwargs"]["input_dropout"]
+    assert given == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "wrong"), [(BITS, 1.0), (BITS, -0.1), (BITS, "half"), (NORMAL, 0.1)]
+)
+def test_bad_input_dropout(family, wrong):
+    adata = data()
+    QBMVI.setup_anndata(adata)
+    with pytest.raises(ValueError, match="`input_dropout`"):
+        QBMVI(adata, input_dropout=wrong, **family)
+
+
 # -- what SCVI's users do next -------------------------------------------------------------------
 
 

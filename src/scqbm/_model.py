@@ -24,7 +24,13 @@ from torch.distributions import (
 )
 
 from scqbm.decoding import decode, random_cells
-from scqbm.module import DEFAULT_HIDDEN, DEFAULT_LATENT, DEFAULT_MIXING, QBVAE
+from scqbm.module import (
+    DEFAULT_HIDDEN,
+    DEFAULT_LATENT,
+    DEFAULT_MIXING,
+    QBVAE,
+    default_input_dropout,
+)
 from scqbm.negative_phase import SamplerError
 from scqbm.partition import LogPartition, log_partition
 from scqbm.posterior import BitPosterior, Relaxation
@@ -74,7 +80,10 @@ class QBMVI(SCVI, _WithoutData):
         How gradients pass the bits, see :class:`scqbm.posterior.BitEncoder`.
     batch_mixing
         How strongly the loss asks the codes of all batches to follow one distribution, see
-        :class:`scqbm.module.QBVAE`: 100 by default for bits, 0 (the plain ELBO) for ``"normal"``.
+        :class:`scqbm.module.QBVAE`: 50 by default for bits, 0 (the plain ELBO) for ``"normal"``.
+    input_dropout
+        Share of the genes that the encoder of bits does not see in a training step: by default
+        .3 up to about 3,000 cells and ever less of more (1,000 / cells), which need it less.
     prior_topology
         ``"zephyr"``, ``"pegasus"`` or the working graph of a chip: bits coupled as an annealer's
         qubits are, so that thousands fit without chains. By default all of one layer are coupled
@@ -110,6 +119,7 @@ class QBMVI(SCVI, _WithoutData):
         n_prior_hidden: int | None = None,
         relaxation: Relaxation = "reinmax",
         batch_mixing: float | None = None,
+        input_dropout: float | None = None,
         prior_topology: Literal["zephyr", "pegasus"] | nx.Graph | None = None,
         **kwargs,
     ):
@@ -121,6 +131,9 @@ class QBMVI(SCVI, _WithoutData):
             n_prior_hidden = DEFAULT_HIDDEN.get(latent_distribution, 0)
         if batch_mixing is None:
             batch_mixing = DEFAULT_MIXING.get(latent_distribution, 0.0)
+        if input_dropout is None:  # data too large for memory come without an AnnData
+            few = adata is not None and latent_distribution == "bernoulli"
+            input_dropout = default_input_dropout(adata.n_obs) if few else 0.0
         super().__init__(
             adata,
             registry,
@@ -135,6 +148,7 @@ class QBMVI(SCVI, _WithoutData):
             n_prior_hidden=n_prior_hidden,
             relaxation=relaxation,
             batch_mixing=batch_mixing,
+            input_dropout=input_dropout,
             prior_topology=prior_topology,
             **kwargs,
         )

@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 LATENT_DISTRIBUTIONS = ("bernoulli", "normal")
 DEFAULT_LATENT = {"bernoulli": 128, "normal": 10}
 DEFAULT_HIDDEN = {"bernoulli": 0, "normal": 32}
-DEFAULT_MIXING = {"bernoulli": 100.0, "normal": 0.0}  # "normal" begins as SCVI, loss included
+# "normal" begins as SCVI, loss included
+DEFAULT_MIXING = {"bernoulli": 50.0, "normal": 0.0}
+
+
+def default_input_dropout(n_cells: int) -> float:
+    """Share of the genes to hide from the encoder of bits: the fewer cells, the more."""
+    return min(0.3, 1000 / max(n_cells, 1))
 
 
 class QBVAE(VAE):
@@ -50,7 +56,11 @@ class QBVAE(VAE):
         Nats that the loss pays for a unit of :func:`~scqbm.mixing.batch_discrepancy`, which asks
         the codes of all batches to follow one distribution; 0 leaves the negative ELBO. It is no
         part of any reported ELBO and does not warm up: what codes never learnt of their batch
-        need not be unlearnt. ``None`` chooses 100 for bits and 0 for continuous codes.
+        need not be unlearnt. ``None`` chooses 50 for bits and 0 for continuous codes.
+    input_dropout
+        Share of the genes that each cell hides from the encoder in training, so that it does not
+        learn single cells by heart; bits would do so sooner than Gaussian codes, which have SCVI's
+        encoder and hide none. :func:`default_input_dropout` says what suits how many cells.
     prior_topology
         ``"zephyr"`` or ``"pegasus"`` couples only the units that an annealer's chip couples, so
         that no chains are needed there; the working graph of a chip
@@ -91,11 +101,13 @@ class QBVAE(VAE):
         relaxation: Relaxation = "reinmax",
         temperature: float = 0.5,
         batch_mixing: float | None = None,
+        input_dropout: float = 0.0,
         prior_topology: Literal["zephyr", "pegasus"] | nx.Graph | None = None,
     ):
         _check_prior_arguments(
             n_latent, latent_distribution, n_prior_hidden, relaxation, temperature, batch_mixing
         )
+        _check_input_dropout(input_dropout, latent_distribution)
         if prior_topology is not None and latent_distribution != "bernoulli":
             raise ValueError(
                 "`prior_topology` needs bits (latent_distribution='bernoulli'): a chip has no "
@@ -133,7 +145,11 @@ class QBVAE(VAE):
         self.latent_distribution = latent_distribution
         if latent_distribution == "bernoulli":
             self.z_encoder = BitEncoder(
-                self.z_encoder.encoder, self.z_encoder.mean_encoder, relaxation, temperature
+                self.z_encoder.encoder,
+                self.z_encoder.mean_encoder,
+                relaxation,
+                temperature,
+                input_dropout,
             )
         if n_prior_hidden is None:
             n_prior_hidden = DEFAULT_HIDDEN[latent_distribution]
@@ -289,3 +305,12 @@ def _check_prior_arguments(
     )
     if not mixes:
         raise ValueError(f"`batch_mixing` must be 0 or more, not {batch_mixing!r}.")
+
+
+def _check_input_dropout(input_dropout: float, latent_distribution: str) -> None:
+    if not (isinstance(input_dropout, Real) and 0 <= input_dropout < 1):
+        raise ValueError(f"`input_dropout` must be 0 or more and below 1, not {input_dropout!r}.")
+    if input_dropout > 0 and latent_distribution == "normal":
+        raise ValueError(
+            "`input_dropout` is for bits: latent_distribution='normal' has SCVI's encoder."
+        )

@@ -104,6 +104,8 @@ class BitEncoder(nn.Module):
         One of the above.
     temperature
         Temperature of ``"gumbel"``.
+    input_dropout
+        Share of the inputs that each cell hides from the trunk in training.
     """
 
     def __init__(
@@ -112,8 +114,10 @@ class BitEncoder(nn.Module):
         mean_encoder: nn.Linear,
         relaxation: Relaxation,
         temperature: float,
+        input_dropout: float = 0.0,
     ):
         super().__init__()
+        self.input_dropout = nn.Dropout(input_dropout)
         self.encoder = encoder
         self.mean_encoder = mean_encoder
         self.relaxation = relaxation
@@ -126,7 +130,7 @@ class BitEncoder(nn.Module):
 
     def forward(self, x: Tensor, *cat_list: Tensor) -> tuple[BitPosterior, Tensor]:
         """Posterior and one draw of the bits."""
-        head = self.mean_encoder(self.encoder(x, *cat_list))
+        head = self.mean_encoder(self.encoder(self.input_dropout(x), *cat_list))
         logits = _GAIN * (head if head.dtype == torch.float64 else head.float())
         qz = BitPosterior(logits.sigmoid(), validate_args=False)
         return qz, draw_bits(logits, self.relaxation, self.temperature).to(head.dtype)
