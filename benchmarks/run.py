@@ -4,10 +4,11 @@ python benchmarks/run.py [--datasets ...] [--methods ...] [--seeds 0 1 2] [--tas
                          [--cells 1500] [--epochs N] [--quick] [--out FILE]
 
 Rows that are there already are skipped, so that an interrupted run goes on where it stopped.
-The first seed tries all learning rates of a method; of those, the other seeds go on with the one of
-the best Total and the one of the best held-out ELBO (often the same).
+The first seed tries all learning rates of a method; of those, the other seeds go on with the one
+of the best Total and the one of the best held-out ELBO (often the same).
 Beside FILE.csv, FILE_runs.csv has one row a training: its plan, time, plateau and versions.
---quick: 800 cells, 20 epochs, one seed, to see that all works; its figures mean nothing.
+--quick: two datasets, 800 cells, 20 epochs, one seed, to see that all works; its figures mean
+nothing.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from methods import METHODS
 from scqbm import benchmark
 
 RESULTS = Path(__file__).parent / "results"
+QUICK = ["kang", "simulated-tree"]
 KEY = ["dataset", "cells", "method", "rate", "seed"]
 PACKAGES = ("scqbm", "scvi-tools", "scib-metrics", "torch", "scanpy", "scikit-learn", "harmonypy")
 
@@ -221,7 +223,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--datasets", nargs="+", default=local, choices=list(DATASETS))
+    parser.add_argument("--datasets", nargs="+", choices=list(DATASETS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
@@ -230,6 +232,7 @@ def main():
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    args.datasets = args.datasets or (QUICK if args.quick else local)
     out = args.out or RESULTS / ("benchmark_quick.csv" if args.quick else "benchmark.csv")
     if args.quick:
         args.cells, args.epochs, args.seeds = args.cells or 800, args.epochs or 20, args.seeds[:1]
