@@ -19,7 +19,7 @@ MAX_CELLS = 10_000  # keeps the demo under ten minutes on two cores
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train both models, write the scib-metrics table and the figures."""
+    """Train both models at their defaults, write the scib-metrics table and the figures."""
     parser = argparse.ArgumentParser(prog="python -m scqbm.demo", description=__doc__)
     parser.add_argument("--data", type=Path, help="h5ad of raw counts (default: simulated cells)")
     parser.add_argument("--batch-key", default="batch", help="column of obs with the batches")
