@@ -182,10 +182,18 @@ def test_energies_keep_their_digits(adata, monkeypatch, precision, family):
 # -- optimizer ----------------------------------------------------------------------------------
 
 
-def test_default_is_one_unnamed_group(adata):
+def test_the_prior_learns_no_faster_than_its_ceiling(adata):
     model = make(adata)
     model.train(1, learning_rate_monitor=True, **QUIET)
-    assert "lr-Adam" in model.history
+    rates = {name: values.iloc[-1, 0] for name, values in model.history.items() if "lr-" in name}
+    assert rates == pytest.approx({"lr-Adam": 3e-3, "lr-Adam/vae": 3e-3, "lr-Adam/prior": 1e-3})
+
+
+def test_one_unnamed_group_below_the_ceiling(adata):
+    model = make(adata)
+    model.train(1, learning_rate_monitor=True, plan_kwargs={"lr": 5e-4}, **QUIET)
+    rates = {name: values.iloc[-1, 0] for name, values in model.history.items() if "lr-" in name}
+    assert rates == pytest.approx({"lr-Adam": 5e-4})
 
 
 def test_prior_lr_makes_a_second_group(adata):
@@ -193,7 +201,7 @@ def test_prior_lr_makes_a_second_group(adata):
     before = coupling(model)
     model.train(1, learning_rate_monitor=True, plan_kwargs={"prior_lr": 0.05}, **QUIET)
     assert {"lr-Adam/vae", "lr-Adam/prior"} <= set(model.history)
-    assert model.history["lr-Adam/vae"].iloc[0, 0] == pytest.approx(1e-3)
+    assert model.history["lr-Adam/vae"].iloc[0, 0] == pytest.approx(3e-3)
     assert model.history["lr-Adam/prior"].iloc[0, 0] == pytest.approx(0.05)
     assert not torch.equal(coupling(model), before)
     start = state_of(still)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from scvi.module.base import BaseModuleClass
 from scvi.train import TrainingPlan
 
@@ -74,3 +74,11 @@ class QBMTrainingPlan(TrainingPlan):
             return create([group for group in groups if group["params"]])
 
         return with_prior_group
+
+    def on_train_epoch_end(self) -> None:
+        """The monitor renames the networks' rate if groups are two: keep scvi-tools' name."""
+        super().on_train_epoch_end()
+        optimizer = self.trainer.optimizers[0]
+        monitored = any(isinstance(c, LearningRateMonitor) for c in self.trainer.callbacks)
+        if monitored and len(optimizer.param_groups) > 1:
+            self.log(f"lr-{type(optimizer).__name__}", optimizer.param_groups[0]["lr"])
