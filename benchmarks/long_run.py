@@ -4,8 +4,8 @@ python benchmarks/long_run.py [--epochs 400]
 
 Trains QBMVI with the defaults of the day (128 bits, lr 1e-3) on 1,000 genes of pbmc_kang_ifnb,
 then compares the moments of the training chains with an independent run: 2,048 fresh chains,
-annealed over 2,000 temperatures and run for 10,000 sweeps. The floor is the error of as many independent draws as there are chains.
-Writes results/long_run.csv.
+annealed over 2,000 temperatures and run for 10,000 sweeps. The floor is the error of as many
+independent draws as there are chains. Writes results/long_run.csv.
 """
 
 import argparse
