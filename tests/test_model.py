@@ -348,6 +348,20 @@ def test_input_dropout_hides_its_share_in_training_only():
     assert hidden == pytest.approx(0.25, abs=0.03) and (seen[1] == 1).all()
 
 
+def test_input_dropout_never_hides_covariates():
+    adata = data()
+    adata.obs["age"] = np.arange(adata.n_obs, dtype=float) + 1
+    QBMVI.setup_anndata(adata, batch_key="batch", continuous_covariate_keys=["age"])
+    model, seen = QBMVI(adata, encode_covariates=True, input_dropout=0.5, **BITS), []
+    trunk = model.module.z_encoder.encoder
+    trunk.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.train(1, **QUIET)
+    seen = torch.cat(
+        [x for x in seen if x.shape[-1] == 31 and (x[:, :30] == 0).float().mean() > 0.4]
+    )
+    assert len(seen) >= 72 and (seen[:, 30] > 0).all()
+
+
 @pytest.mark.parametrize(
     ("family", "n", "expected"), [(BITS, 80, 0.3), (BITS, 8000, 0.125), (NORMAL, 80, 0.0)]
 )

@@ -150,6 +150,7 @@ class QBVAE(VAE):
                 relaxation,
                 temperature,
                 input_dropout,
+                n_genes=n_input,
             )
         if n_prior_hidden is None:
             n_prior_hidden = DEFAULT_HIDDEN[latent_distribution]

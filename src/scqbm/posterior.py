@@ -105,7 +105,9 @@ class BitEncoder(nn.Module):
     temperature
         Temperature of ``"gumbel"``.
     input_dropout
-        Share of the inputs that each cell hides from the trunk in training.
+        Share of the genes that each cell hides from the trunk in training.
+    n_genes
+        How many of the inputs are genes; covariates behind them are never hidden.
     """
 
     def __init__(
@@ -114,10 +116,12 @@ class BitEncoder(nn.Module):
         mean_encoder: nn.Linear,
         relaxation: Relaxation,
         temperature: float,
-        input_dropout: float = 0.0,
+        input_dropout: float,
+        n_genes: int,
     ):
         super().__init__()
         self.input_dropout = nn.Dropout(input_dropout)
+        self.n_genes = n_genes
         self.encoder = encoder
         self.mean_encoder = mean_encoder
         self.relaxation = relaxation
@@ -130,7 +134,9 @@ class BitEncoder(nn.Module):
 
     def forward(self, x: Tensor, *cat_list: Tensor) -> tuple[BitPosterior, Tensor]:
         """Posterior and one draw of the bits."""
-        head = self.mean_encoder(self.encoder(self.input_dropout(x), *cat_list))
+        genes, covariates = x[..., : self.n_genes], x[..., self.n_genes :]
+        seen = torch.cat([self.input_dropout(genes), covariates], -1)
+        head = self.mean_encoder(self.encoder(seen, *cat_list))
         logits = _GAIN * (head if head.dtype == torch.float64 else head.float())
         qz = BitPosterior(logits.sigmoid(), validate_args=False)
         return qz, draw_bits(logits, self.relaxation, self.temperature).to(head.dtype)
