@@ -14,6 +14,7 @@ import time
 import warnings
 from pathlib import Path
 
+import former
 import numpy as np
 import pandas as pd
 import scvi
@@ -25,13 +26,12 @@ from scqbm import QBMVI, data
 RESULTS = Path(__file__).parent / "results" / "elbo.csv"
 EPOCHS = {"pbmc_kang_ifnb": 50, "pancreas_4studies": 150, "covid_liu_30k": 25}
 PLAN = {"lr": 3e-3, "n_epochs_kl_warmup": 20}
-BITS = {"n_latent": 128, "input_dropout": 0.0}  # the defaults of the day; see benchmarks/run.py
 METHODS = {  # class, arguments, additions to the plan
     "SCVI-10": (scvi.model.SCVI, {"n_latent": 10}, {}),
     "SCVI-30": (scvi.model.SCVI, {"n_latent": 30}, {}),
-    "QBMVI": (QBMVI, BITS | {"batch_mixing": 100.0}, {}),
-    "QBMVI-unmixed": (QBMVI, BITS | {"batch_mixing": 0.0}, {}),
-    "QBMVI-normal": (QBMVI, {"latent_distribution": "normal"}, {}),
+    "QBMVI": (QBMVI, former.BITS, former.PLAN),
+    "QBMVI-unmixed": (QBMVI, former.BITS | {"batch_mixing": 0.0}, former.PLAN),
+    "QBMVI-normal": (QBMVI, {"latent_distribution": "normal"}, former.PLAN),
 }
 DEFAULT = [method for method in METHODS if method != "QBMVI-unmixed"]
 

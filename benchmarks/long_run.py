@@ -15,6 +15,7 @@ import platform
 import warnings
 from pathlib import Path
 
+import former
 import numpy as np
 import pandas as pd
 import scvi
@@ -43,8 +44,9 @@ def main():
     scvi.settings.seed = 0
     adata = data.prepare(data.load("pbmc_kang_ifnb"), "batch", n_top_genes=1000)
     QBMVI.setup_anndata(adata, batch_key="batch")
-    model = QBMVI(adata, gene_likelihood="nb", batch_mixing=100, input_dropout=0)
-    model.train(args.epochs, train_size=0.9, plan_kwargs={"lr": 1e-3}, enable_progress_bar=False)
+    model = QBMVI(adata, gene_likelihood="nb", **former.BITS)
+    plan = former.PLAN | {"lr": 1e-3, "n_epochs_kl_warmup": 400}
+    model.train(args.epochs, train_size=0.9, plan_kwargs=plan, enable_progress_bar=False)
 
     rbm = model.module.prior.rbm()
     phase = next(c for c in model.trainer.callbacks if isinstance(c, NegativePhase))

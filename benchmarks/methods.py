@@ -16,7 +16,7 @@ from datasets import Cells
 from scqbm import QBMVI, samplers
 
 RATES = (1e-3, 3e-3)  # of each rival; the report takes the better one, dataset by dataset
-PLAN = {"n_epochs_kl_warmup": 20}
+PLAN = {"n_epochs_kl_warmup": 20}  # as QBMVI has by default
 LIKELIHOOD = "nb"
 
 

@@ -228,7 +228,7 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--cells", type=int, help="random subset of this size (default: all)")
-    parser.add_argument("--epochs", type=int, help="default: about 6,000 steps")
+    parser.add_argument("--epochs", type=int, help="default: about 4,500 steps")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -14,6 +14,7 @@ import time
 import warnings
 from pathlib import Path
 
+import former
 import numpy as np
 import pandas as pd
 import scvi
@@ -50,7 +51,8 @@ NATIVE = {
 def run(adata, sampler, seed, epochs, **kwargs):
     scvi.settings.seed = seed
     QBMVI.setup_anndata(adata, batch_key="batch")
-    model = QBMVI(adata, n_latent=N_LATENT, n_hidden=64, gene_likelihood="nb", **kwargs)
+    arguments = former.BITS | kwargs
+    model = QBMVI(adata, n_latent=N_LATENT, n_hidden=64, gene_likelihood="nb", **arguments)
     start = time.perf_counter()
     model.train(
         epochs,
@@ -58,7 +60,7 @@ def run(adata, sampler, seed, epochs, **kwargs):
         train_size=0.8,
         accelerator="cpu",
         enable_progress_bar=False,
-        plan_kwargs={"lr": 3e-3, "n_epochs_kl_warmup": 10},
+        plan_kwargs=former.PLAN | {"lr": 3e-3, "n_epochs_kl_warmup": 10},
     )
     seconds = time.perf_counter() - start
     held_out = model.validation_indices

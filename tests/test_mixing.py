@@ -1,5 +1,7 @@
 """The price of codes that tell their batch."""
 
+import math
+
 import pytest
 import scvi
 import torch
@@ -79,24 +81,33 @@ def losses(model):
     return output.loss, (output.dict_sum(output.reconstruction_loss) + 0.5 * kl).mean(), tensors
 
 
-@pytest.mark.parametrize(("given", "weight"), [({}, 50.0), ({"batch_mixing": 7.0}, 7.0)])
-def test_loss_is_negative_elbo_plus_the_price(adata, given, weight):
+@pytest.mark.parametrize(
+    ("given", "weight", "bonus"),
+    [
+        ({}, 50.0, 1.0),
+        ({"batch_mixing": 7.0, "entropy_bonus": 0.0}, 7.0, 0.0),
+        ({"batch_mixing": 0.0, "entropy_bonus": 0.4}, 0.0, 0.4),
+    ],
+)
+def test_loss_is_negative_elbo_plus_the_price_less_the_bonus(adata, given, weight, bonus):
     QBMVI.setup_anndata(adata, batch_key="batch")
     model = QBMVI(adata, n_latent=8, **given)
     model.module.eval()
     loss, elbo, tensors = losses(model)
     codes = model.module.inference(tensors["X"], tensors["batch"])["qz"].loc
     price = weight * batch_discrepancy(codes, tensors["batch"], 2)
-    assert price != 0
-    assert loss.item() == pytest.approx((elbo + price).item(), rel=1e-5)
+    assert (price != 0) == (weight != 0)
+    entropy = torch.distributions.Bernoulli(codes).entropy().sum(-1).mean()
+    assert entropy > 1
+    assert loss.item() == pytest.approx((elbo + price - bonus * entropy).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("key", "given"),
     [
-        ("batch", {"batch_mixing": 0.0}),
+        ("batch", {"batch_mixing": 0.0, "entropy_bonus": 0.0}),
         ("batch", {"latent_distribution": "normal"}),
-        (None, {}),
+        (None, {"entropy_bonus": 0.0}),
     ],
 )
 def test_loss_is_the_negative_elbo_without_it_or_without_batches(adata, key, given):
@@ -132,3 +143,36 @@ def test_bad_price(adata, wrong):
     QBMVI.setup_anndata(adata, batch_key="batch")
     with pytest.raises(ValueError, match="`batch_mixing` must be 0 or more, not"):
         QBMVI(adata, batch_mixing=wrong)
+
+
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf"), "much"])
+def test_bad_bonus(adata, wrong):
+    QBMVI.setup_anndata(adata)
+    with pytest.raises(ValueError, match="`entropy_bonus` must be 0 or more, not"):
+        QBMVI(adata, entropy_bonus=wrong)
+
+
+def test_bonus_is_for_bits(adata):
+    QBMVI.setup_anndata(adata)
+    with pytest.raises(ValueError, match="`entropy_bonus` is for bits"):
+        QBMVI(adata, entropy_bonus=0.1, latent_distribution="normal")
+
+
+def test_the_bonus_keeps_bits_undecided(adata):
+    decided = {}
+    for bonus in (0.0, 1.0):
+        scvi.settings.seed = 0
+        QBMVI.setup_anndata(adata)
+        model = QBMVI(adata, n_latent=16, n_hidden=32, entropy_bonus=bonus)
+        model.train(
+            40,
+            accelerator="cpu",
+            batch_size=60,
+            enable_progress_bar=False,
+            plan_kwargs={"lr": 1e-2},
+        )
+        p = torch.from_numpy(model.get_latent_representation())
+        entropy = torch.distributions.Bernoulli(p).entropy().sum(-1).mean().item()
+        decided[bonus] = 16 * math.log(2) - entropy
+    assert decided[0.0] > 0.4
+    assert decided[1.0] < 0.5 * decided[0.0]

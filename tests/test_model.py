@@ -363,13 +363,21 @@ def test_input_dropout_never_hides_covariates():
 
 
 @pytest.mark.parametrize(
-    ("family", "n", "expected"), [(BITS, 80, 0.3), (BITS, 8000, 0.125), (NORMAL, 80, 0.0)]
+    ("family", "n", "dropout", "bonus"),
+    [
+        (BITS, 80, 0.3, 1.0),
+        (BITS, 2000, 0.3, 0.25),
+        (BITS, 8000, 0.125, 0.1),
+        (NORMAL, 80, 0.0, 0.0),
+    ],
 )
-def test_fewer_cells_hide_more(family, n, expected):
+def test_fewer_cells_hide_more_and_settle_less(family, n, dropout, bonus):
     adata = data(batch_size=n // 2, n_genes=5)
     QBMVI.setup_anndata(adata)
-    given = QBMVI(adata, **family).init_params_["non_kwargs"]["input_dropout"]
-    assert given == pytest.approx(expected)
+    model = QBMVI(adata, **family)
+    assert model.module.entropy_bonus == pytest.approx(bonus)
+    if family is BITS:
+        assert model.module.z_encoder.input_dropout.p == pytest.approx(dropout)
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,42 @@ def test_one_unnamed_group_below_the_ceiling(adata):
     assert rates == pytest.approx({"lr-Adam": 5e-4})
 
 
+FALLING = [1, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        ({"n_epochs_constant_lr": 2}, FALLING),
+        ({"n_epochs_constant_lr": 2, "lr": 5e-4}, FALLING),
+        ({}, [1] * 7 + [1 / 2]),  # three quarters of eight epochs
+        ({"n_epochs_constant_lr": None}, [1] * 8),
+        ({"n_epochs_constant_lr": 2, "reduce_lr_on_plateau": True}, [1] * 8),
+    ],
+)
+def test_rates_fall_towards_the_end(adata, plan, expected):
+    model = make(adata)
+    model.train(8, learning_rate_monitor=True, plan_kwargs=plan, **QUIET)
+    lr = plan.get("lr", 3e-3)
+    assert model.history["lr-Adam"].iloc[:, 0].tolist() == pytest.approx(
+        [lr * x for x in expected]
+    )
+    if lr > 1e-3:
+        prior = model.history["lr-Adam/prior"].iloc[:, 0].unique()  # logged once or twice an epoch
+        assert prior.tolist() == pytest.approx([1e-3 * x for x in dict.fromkeys(expected)])
+
+
+def test_negative_constant_epochs(adata):
+    with pytest.raises(ValueError, match="`n_epochs_constant_lr` must be 0 or more, not -1"):
+        make(adata).train(1, plan_kwargs={"n_epochs_constant_lr": -1}, **QUIET)
+
+
+def test_kl_warms_up_for_twenty_epochs(adata):
+    model = make(adata)
+    model.train(2, **QUIET)
+    assert model.history["kl_weight"].iloc[-1, 0] == pytest.approx(1 / 20)
+
+
 def test_prior_lr_makes_a_second_group(adata):
     model, still = make(adata), make(adata)
     before = coupling(model)
@@ -363,8 +399,9 @@ def train_with_checkpoints(model, max_epochs, **kwargs):
         {"check_val_every_n_epoch": 1},
         {"check_val_every_n_epoch": 100},
         {"check_val_every_n_epoch": 100, "sample_every": 3},
+        {"check_val_every_n_epoch": 100, "plan_kwargs": {"n_epochs_constant_lr": 0}},
     ],
-    ids=["validated", "plain", "sparse queries"],
+    ids=["validated", "plain", "sparse queries", "falling rates"],
 )
 def test_resume_continues_bit_by_bit(adata, workdir, family, options):
     whole = make(adata, **family)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -29,6 +30,7 @@ from scqbm.module import (
     DEFAULT_LATENT,
     DEFAULT_MIXING,
     QBVAE,
+    default_entropy_bonus,
     default_input_dropout,
 )
 from scqbm.negative_phase import SamplerError
@@ -84,6 +86,9 @@ class QBMVI(SCVI, _WithoutData):
     input_dropout
         Share of the genes that the encoder of bits does not see in a training step: by default
         .3 up to about 3,000 cells and ever less of more (1,000 / cells), which need it less.
+    entropy_bonus
+        What the loss gives for bits that stay undecided, see :class:`scqbm.module.QBVAE`: by
+        default 1 up to 1,000 cells, (1,000 / cells)² of more and never less than .1.
     prior_topology
         ``"zephyr"``, ``"pegasus"`` or the working graph of a chip: bits coupled as an annealer's
         qubits are, so that thousands fit without chains. By default all of one layer are coupled
@@ -120,6 +125,7 @@ class QBMVI(SCVI, _WithoutData):
         relaxation: Relaxation = "reinmax",
         batch_mixing: float | None = None,
         input_dropout: float | None = None,
+        entropy_bonus: float | None = None,
         prior_topology: Literal["zephyr", "pegasus"] | nx.Graph | None = None,
         **kwargs,
     ):
@@ -131,9 +137,13 @@ class QBMVI(SCVI, _WithoutData):
             n_prior_hidden = DEFAULT_HIDDEN.get(latent_distribution, 0)
         if batch_mixing is None:
             batch_mixing = DEFAULT_MIXING.get(latent_distribution, 0.0)
-        if input_dropout is None:  # data too large for memory come without an AnnData
-            few = adata is not None and latent_distribution == "bernoulli"
-            input_dropout = default_input_dropout(adata.n_obs) if few else 0.0
+        if latent_distribution == "bernoulli":
+            # data too large for memory come without an AnnData
+            n_cells = math.inf if adata is None else adata.n_obs
+            if input_dropout is None:
+                input_dropout = default_input_dropout(n_cells)
+            if entropy_bonus is None:
+                entropy_bonus = default_entropy_bonus(n_cells)
         super().__init__(
             adata,
             registry,
@@ -148,7 +158,8 @@ class QBMVI(SCVI, _WithoutData):
             n_prior_hidden=n_prior_hidden,
             relaxation=relaxation,
             batch_mixing=batch_mixing,
-            input_dropout=input_dropout,
+            input_dropout=input_dropout or 0.0,
+            entropy_bonus=entropy_bonus or 0.0,
             prior_topology=prior_topology,
             **kwargs,
         )

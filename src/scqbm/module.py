@@ -29,11 +29,17 @@ DEFAULT_LATENT = {"bernoulli": 128, "normal": 10}
 DEFAULT_HIDDEN = {"bernoulli": 0, "normal": 32}
 # "normal" begins as SCVI, loss included
 DEFAULT_MIXING = {"bernoulli": 50.0, "normal": 0.0}
+MIN_ENTROPY_BONUS = 0.1  # of bits; what data have that are too large to be counted
 
 
 def default_input_dropout(n_cells: int) -> float:
     """Share of the genes to hide from the encoder of bits: the fewer cells, the more."""
     return min(0.3, 1000 / max(n_cells, 1))
+
+
+def default_entropy_bonus(n_cells: int) -> float:
+    """Nats for a nat of the bits' entropy: the fewer cells, the more."""
+    return min(1.0, max(MIN_ENTROPY_BONUS, (1000 / max(n_cells, 1)) ** 2))
 
 
 class QBVAE(VAE):
@@ -61,6 +67,11 @@ class QBVAE(VAE):
         Share of the genes that each cell hides from the encoder in training, so that it does not
         learn single cells by heart; bits would do so sooner than Gaussian codes, which have SCVI's
         encoder and hide none. :func:`default_input_dropout` says what suits how many cells.
+    entropy_bonus
+        Nats that the loss gives for each nat of the bits' posterior entropy, beyond the nat that
+        the ELBO gives: bits that have no say then stay undecided, where a learnt prior would
+        settle them into ever more, ever sharper clusters of codes. It is no part of any reported
+        ELBO and does not warm up. :func:`default_entropy_bonus` says what suits how many cells.
     prior_topology
         ``"zephyr"`` or ``"pegasus"`` couples only the units that an annealer's chip couples, so
         that no chains are needed there; the working graph of a chip
@@ -102,12 +113,14 @@ class QBVAE(VAE):
         temperature: float = 0.5,
         batch_mixing: float | None = None,
         input_dropout: float = 0.0,
+        entropy_bonus: float = 0.0,
         prior_topology: Literal["zephyr", "pegasus"] | nx.Graph | None = None,
     ):
         _check_prior_arguments(
             n_latent, latent_distribution, n_prior_hidden, relaxation, temperature, batch_mixing
         )
         _check_input_dropout(input_dropout, latent_distribution)
+        _check_entropy_bonus(entropy_bonus, latent_distribution)
         if prior_topology is not None and latent_distribution != "bernoulli":
             raise ValueError(
                 "`prior_topology` needs bits (latent_distribution='bernoulli'): a chip has no "
@@ -157,6 +170,7 @@ class QBVAE(VAE):
         if batch_mixing is None:
             batch_mixing = DEFAULT_MIXING[latent_distribution]
         self.batch_mixing = batch_mixing
+        self.entropy_bonus = entropy_bonus
         self.prior = RBMPrior(
             n_latent,
             n_prior_hidden,
@@ -190,7 +204,7 @@ class QBVAE(VAE):
         generative_outputs: dict[str, Distribution | None],
         kl_weight: Tensor | float = 1.0,
     ) -> LossOutput:
-        """Negative ELBO and, if asked for, the price of codes that tell their batch.
+        """Negative ELBO, less the bonus on entropy, plus the price of codes that tell their batch.
 
         Only the KL is scaled by ``kl_weight``; the prior's own learning signal is not.
         """
@@ -211,6 +225,8 @@ class QBVAE(VAE):
                 batch = tensors[REGISTRY_KEYS.BATCH_KEY]
                 discrepancy = batch_discrepancy(codes, batch, self.n_batch)
             loss = loss + self.batch_mixing * discrepancy
+        if self.entropy_bonus > 0:
+            loss = loss - self.entropy_bonus * qz.entropy().sum(-1).mean()
         payload = {}
         if self.extra_payload_autotune:
             payload = {
@@ -314,4 +330,13 @@ def _check_input_dropout(input_dropout: float, latent_distribution: str) -> None
     if input_dropout > 0 and latent_distribution == "normal":
         raise ValueError(
             "`input_dropout` is for bits: latent_distribution='normal' has SCVI's encoder."
+        )
+
+
+def _check_entropy_bonus(entropy_bonus: float, latent_distribution: str) -> None:
+    if not (isinstance(entropy_bonus, Real) and 0 <= entropy_bonus < math.inf):
+        raise ValueError(f"`entropy_bonus` must be 0 or more, not {entropy_bonus!r}.")
+    if entropy_bonus > 0 and latent_distribution == "normal":
+        raise ValueError(
+            "`entropy_bonus` is for bits: latent_distribution='normal' has SCVI's posterior."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from scvi.module.base import BaseModuleClass
 from scvi.train import TrainingPlan
+from torch.optim.lr_scheduler import LambdaLR
 
 from scqbm.negative_phase import NegativePhase
 from scqbm.samplers import Sampler
@@ -32,6 +33,14 @@ class QBMTrainingPlan(TrainingPlan):
     lr
         Learning rate of the networks: 3e-3, three times scvi-tools' own, which leaves bits
         half-learnt after as many epochs.
+    n_epochs_constant_lr
+        From this epoch on, or from three quarters of the training if those come first, all
+        learning rates fall in equal steps to nothing: cells that are seen for the hundredth time
+        at a constant rate are learnt by heart. ``None`` keeps them constant, as in scvi-tools,
+        and so does ``reduce_lr_on_plateau``.
+    n_epochs_kl_warmup
+        As in scvi-tools, but 20: the prior learns from the first step, and codes that were free of
+        it for long are hard to bring back.
     **kwargs
         Those of :class:`scvi.train.TrainingPlan`.
     """
@@ -45,10 +54,17 @@ class QBMTrainingPlan(TrainingPlan):
         n_negatives: int = 256,
         prior_lr: float | None = None,
         lr: float = DEFAULT_LR,
+        n_epochs_constant_lr: int | None = 30,
+        n_epochs_kl_warmup: int | None = 20,
         **kwargs,
     ):
+        if n_epochs_constant_lr is not None and n_epochs_constant_lr < 0:
+            raise ValueError(
+                f"`n_epochs_constant_lr` must be 0 or more, not {n_epochs_constant_lr}."
+            )
         self.negative_phase = NegativePhase(sampler, n_negatives, sample_every)
-        super().__init__(module, lr=lr, **kwargs)
+        super().__init__(module, lr=lr, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs)
+        self.n_epochs_constant_lr = n_epochs_constant_lr
         if prior_lr is None and self.optimizer_name != "Custom" and self.lr > MAX_PRIOR_LR:
             prior_lr = MAX_PRIOR_LR
         self.prior_lr = prior_lr
@@ -75,9 +91,21 @@ class QBMTrainingPlan(TrainingPlan):
 
         return with_prior_group
 
-    def on_train_epoch_end(self) -> None:
+    def configure_optimizers(self):
+        """SCVI's, with rates that fall towards the end of a training of known length."""
+        config = super().configure_optimizers()
+        epochs = self.trainer.max_epochs or 0
+        if self.n_epochs_constant_lr is None or self.reduce_lr_on_plateau or epochs < 1:
+            return config
+        constant = min(self.n_epochs_constant_lr, 0.75 * epochs)
+        falling = LambdaLR(
+            config["optimizer"], lambda e: min(1.0, max(0, epochs - e) / (epochs - constant))
+        )
+        return config | {"lr_scheduler": {"scheduler": falling, "interval": "epoch"}}
+
+    def on_train_epoch_start(self) -> None:
         """The monitor renames the networks' rate if groups are two: keep scvi-tools' name."""
-        super().on_train_epoch_end()
+        super().on_train_epoch_start()
         optimizer = self.trainer.optimizers[0]
         monitored = any(isinstance(c, LearningRateMonitor) for c in self.trainer.callbacks)
         if monitored and len(optimizer.param_groups) > 1:
