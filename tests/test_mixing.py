@@ -84,7 +84,7 @@ def losses(model):
 @pytest.mark.parametrize(
     ("given", "weight", "bonus"),
     [
-        ({}, 50.0, 1.0),
+        ({}, 50.0, 0.5),
         ({"batch_mixing": 7.0, "entropy_bonus": 0.0}, 7.0, 0.0),
         ({"batch_mixing": 0.0, "entropy_bonus": 0.4}, 0.0, 0.4),
     ],

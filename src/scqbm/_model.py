@@ -88,7 +88,7 @@ class QBMVI(SCVI, _WithoutData):
         .3 up to about 3,000 cells and ever less of more (1,000 / cells), which need it less.
     entropy_bonus
         What the loss gives for bits that stay undecided, see :class:`scqbm.module.QBVAE`: by
-        default 1 up to 1,000 cells, (1,000 / cells)² of more and never less than .1.
+        default (1,000 / cells)², but at most .5 (up to 1,400 cells) and at least .1.
     prior_topology
         ``"zephyr"``, ``"pegasus"`` or the working graph of a chip: bits coupled as an annealer's
         qubits are, so that thousands fit without chains. By default all of one layer are coupled
@@ -137,13 +137,13 @@ class QBMVI(SCVI, _WithoutData):
             n_prior_hidden = DEFAULT_HIDDEN.get(latent_distribution, 0)
         if batch_mixing is None:
             batch_mixing = DEFAULT_MIXING.get(latent_distribution, 0.0)
-        if latent_distribution == "bernoulli":
-            # data too large for memory come without an AnnData
-            n_cells = math.inf if adata is None else adata.n_obs
-            if input_dropout is None:
-                input_dropout = default_input_dropout(n_cells)
-            if entropy_bonus is None:
-                entropy_bonus = default_entropy_bonus(n_cells)
+        bits = latent_distribution == "bernoulli"
+        # data too large for memory come without an AnnData
+        n_cells = math.inf if adata is None else adata.n_obs
+        if input_dropout is None:
+            input_dropout = default_input_dropout(n_cells) if bits else 0.0
+        if entropy_bonus is None:
+            entropy_bonus = default_entropy_bonus(n_cells) if bits else 0.0
         super().__init__(
             adata,
             registry,
@@ -158,8 +158,8 @@ class QBMVI(SCVI, _WithoutData):
             n_prior_hidden=n_prior_hidden,
             relaxation=relaxation,
             batch_mixing=batch_mixing,
-            input_dropout=input_dropout or 0.0,
-            entropy_bonus=entropy_bonus or 0.0,
+            input_dropout=input_dropout,
+            entropy_bonus=entropy_bonus,
             prior_topology=prior_topology,
             **kwargs,
         )

@@ -39,7 +39,7 @@ def default_input_dropout(n_cells: int) -> float:
 
 def default_entropy_bonus(n_cells: int) -> float:
     """Nats for a nat of the bits' entropy: the fewer cells, the more."""
-    return min(1.0, max(MIN_ENTROPY_BONUS, (1000 / max(n_cells, 1)) ** 2))
+    return min(0.5, max(MIN_ENTROPY_BONUS, (1000 / max(n_cells, 1)) ** 2))
 
 
 class QBVAE(VAE):
