@@ -241,8 +241,9 @@ def page(rows: pd.DataFrame, runs: pd.DataFrame) -> str:
         "takes, dataset by dataset, the one that serves it better there (both were tried on the "
         "first seed; the best by Total and the best by ELBO went on to the others). *Lead*: QBMVI "
         "less the best rival of that dataset, positive where QBMVI is ahead, with its standard "
-        "error over seeds. *noise* is an embedding that knows nothing: what the batch metrics "
-        "give it shows why batch correction counts only beside bio conservation and macro-F1.",
+        "error over seeds (none: one seed). *noise* is an embedding that knows nothing: what the "
+        "batch metrics give it shows why batch correction counts only beside bio conservation "
+        "and macro-F1.",
         "![Total and macro-F1 by dataset](_static/benchmark.png)",
     ]
     subsets = sorted(set(rows["cells"]), key=lambda c: c != "all")

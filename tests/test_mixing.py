@@ -1,4 +1,4 @@
-"""The price of codes that tell their batch."""
+"""What the loss adds to the ELBO: the price of codes that tell their batch, the bonus."""
 
 import math
 
@@ -81,6 +81,11 @@ def losses(model):
     return output.loss, (output.dict_sum(output.reconstruction_loss) + 0.5 * kl).mean(), tensors
 
 
+def train(model):
+    plan = {"lr": 1e-2, "n_epochs_kl_warmup": 5}
+    model.train(40, accelerator="cpu", batch_size=60, enable_progress_bar=False, plan_kwargs=plan)
+
+
 @pytest.mark.parametrize(
     ("given", "weight", "bonus"),
     [
@@ -125,13 +130,7 @@ def test_batches_mix_in_the_codes(adata):
         scvi.settings.seed = 0
         QBMVI.setup_anndata(adata, batch_key="batch")
         model = QBMVI(adata, n_latent=8, n_hidden=32, batch_mixing=weight)
-        model.train(
-            40,
-            accelerator="cpu",
-            batch_size=60,
-            enable_progress_bar=False,
-            plan_kwargs={"lr": 1e-2, "n_epochs_kl_warmup": 5},
-        )
+        train(model)
         codes = torch.from_numpy(model.get_latent_representation())
         batch = torch.from_numpy(adata.obs["_scvi_batch"].to_numpy(dtype="int64"))
         found[weight] = batch_discrepancy(codes, batch, 2).item()
@@ -164,13 +163,7 @@ def test_the_bonus_keeps_bits_undecided(adata):
         scvi.settings.seed = 0
         QBMVI.setup_anndata(adata)
         model = QBMVI(adata, n_latent=16, n_hidden=32, entropy_bonus=bonus)
-        model.train(
-            40,
-            accelerator="cpu",
-            batch_size=60,
-            enable_progress_bar=False,
-            plan_kwargs={"lr": 1e-2},
-        )
+        train(model)
         p = torch.from_numpy(model.get_latent_representation())
         entropy = torch.distributions.Bernoulli(p).entropy().sum(-1).mean().item()
         decided[bonus] = 16 * math.log(2) - entropy

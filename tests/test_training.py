@@ -221,9 +221,10 @@ def test_rates_fall_towards_the_end(adata, plan, expected):
         assert prior.tolist() == pytest.approx([1e-3 * x for x in dict.fromkeys(expected)])
 
 
-def test_negative_constant_epochs(adata):
-    with pytest.raises(ValueError, match="`n_epochs_constant_lr` must be 0 or more, not -1"):
-        make(adata).train(1, plan_kwargs={"n_epochs_constant_lr": -1}, **QUIET)
+@pytest.mark.parametrize("wrong", [-1, float("nan"), "ten"])
+def test_bad_constant_epochs(adata, wrong):
+    with pytest.raises(ValueError, match="`n_epochs_constant_lr` must be 0 or more, not"):
+        make(adata).train(1, plan_kwargs={"n_epochs_constant_lr": wrong}, **QUIET)
 
 
 def test_kl_warms_up_for_twenty_epochs(adata):

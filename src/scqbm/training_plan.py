@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from scvi.module.base import BaseModuleClass
 from scvi.train import TrainingPlan
@@ -39,8 +41,7 @@ class QBMTrainingPlan(TrainingPlan):
         at a constant rate are learnt by heart. ``None`` keeps them constant, as in scvi-tools,
         and so does ``reduce_lr_on_plateau``.
     n_epochs_kl_warmup
-        As in scvi-tools, but 20: the prior learns from the first step, and codes that were free of
-        it for long are hard to bring back.
+        As in scvi-tools, but 20 and not 400, which is what the benchmark ran.
     **kwargs
         Those of :class:`scvi.train.TrainingPlan`.
     """
@@ -58,10 +59,9 @@ class QBMTrainingPlan(TrainingPlan):
         n_epochs_kl_warmup: int | None = 20,
         **kwargs,
     ):
-        if n_epochs_constant_lr is not None and n_epochs_constant_lr < 0:
-            raise ValueError(
-                f"`n_epochs_constant_lr` must be 0 or more, not {n_epochs_constant_lr}."
-            )
+        constant = n_epochs_constant_lr
+        if constant is not None and not (isinstance(constant, Real) and constant >= 0):
+            raise ValueError(f"`n_epochs_constant_lr` must be 0 or more, not {constant!r}.")
         self.negative_phase = NegativePhase(sampler, n_negatives, sample_every)
         super().__init__(module, lr=lr, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs)
         self.n_epochs_constant_lr = n_epochs_constant_lr
