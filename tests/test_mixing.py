@@ -102,7 +102,11 @@ def test_loss_is_negative_elbo_plus_the_price_less_the_bonus(adata, given, weigh
     codes = model.module.inference(tensors["X"], tensors["batch"])["qz"].loc
     price = weight * batch_discrepancy(codes, tensors["batch"], 2)
     assert (price != 0) == (weight != 0)
-    entropy = torch.distributions.Bernoulli(codes).entropy().sum(-1).mean()
+    every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 8)
+    p = codes.double().unsqueeze(1)
+    q = (every * p + (1 - every) * (1 - p)).prod(-1)  # of each cell, over all 256 codes
+    torch.testing.assert_close(q.sum(-1), torch.ones(len(q), dtype=torch.float64))
+    entropy = -(q * q.log()).sum(-1).mean()
     assert entropy > 1
     assert loss.item() == pytest.approx((elbo + price - bonus * entropy).item(), rel=1e-5)
 
