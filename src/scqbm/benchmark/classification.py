@@ -153,6 +153,11 @@ def classify_by(name: str, seed: int = 0):
         return KNeighborsClassifier(15, algorithm="brute")
     if name == "gradient boosting":  # short and coarse: many fits on many cells
         return HistGradientBoostingClassifier(
-            max_iter=30, learning_rate=0.2, max_bins=63, early_stopping=False, random_state=seed
+            max_iter=30,
+            learning_rate=0.2,
+            max_bins=63,
+            l2_regularization=1.0,  # without it the leaves of rare types run away with all cells
+            early_stopping=False,
+            random_state=seed,
         )
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))
