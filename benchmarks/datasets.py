@@ -33,7 +33,8 @@ class Dataset:
     root: str | None = None  # a column of booleans: where it starts
     branch: str | None = None
     tips: tuple | None = None
-    tau: str = "Kendall"  # what a trajectory is judged by
+    one_order: bool = True  # whether the order compares cells of different branches
+    truth: str | None = None  # what the counts were drawn from, a key of obsm
     public: bool = False  # comes over the network, so not by default
 
 
@@ -128,7 +129,10 @@ DATASETS = {
     "pancreas": Dataset(lambda: data.load("pancreas_4studies"), "cell_type", "batch"),
     "covid": Dataset(lambda: data.load("covid_liu_30k"), "cell_type", "batch"),
     "simulated": Dataset(
-        lambda: data.simulate(3000, 1000, n_types=8, n_batches=3, seed=0), "cell_type", "batch"
+        lambda: data.simulate(3000, 1000, n_types=8, n_batches=3, seed=0),
+        "cell_type",
+        "batch",
+        truth="programs",
     ),
     "simulated-tree": Dataset(
         lambda: data.simulate(3000, 1000, n_types=7, n_batches=3, trajectory=True, seed=0),
@@ -137,6 +141,7 @@ DATASETS = {
         order="pseudotime",
         branch="branch",
         tips=("branch_3", "branch_4", "branch_5", "branch_6"),
+        truth="programs",
     ),
     "paul15": Dataset(
         paul15,
@@ -145,7 +150,7 @@ DATASETS = {
         root="root",
         branch="branch",
         tips=("erythroid", "monocyte", "basophil", "neutrophil"),
-        tau="Kendall within branches",
+        one_order=False,
     ),
     "scib-lung": Dataset(
         lambda: from_figshare(24539942, "lung_atlas", "cell_type", "batch"),

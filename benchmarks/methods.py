@@ -37,11 +37,17 @@ class Method:
     fit: Callable[[Cells, int, float | None], Fitted]
     rates: tuple = (None,)
     needs_batch: bool = False
+    needs_truth: bool = False
 
 
 def fit_noise(cells, epochs, rate):
     """What the metrics give to an embedding that knows nothing."""
     return Fitted(np.random.default_rng(cells.seed).standard_normal((cells.adata.n_obs, 10)))
+
+
+def fit_truth(cells, epochs, rate):
+    """What the metrics give to what the counts were drawn from, where it is known."""
+    return Fitted(np.asarray(cells.adata.obsm[cells.dataset.truth]))
 
 
 def fit_pca(cells, epochs, rate):
@@ -137,7 +143,7 @@ def late_gain(history, epochs):
 
 SCVI, LDVAE = scvi.model.SCVI, scvi.model.LinearSCVI
 SMALL = {"n_latent": 28}  # halves of 14 bits, which can be enumerated at each step
-CONTROLS = {"noise": Method(fit_noise)}
+CONTROLS = {"noise": Method(fit_noise), "truth": Method(fit_truth, needs_truth=True)}
 RIVALS = {
     "PCA": Method(fit_pca),
     "Harmony": Method(fit_harmony, needs_batch=True),

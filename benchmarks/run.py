@@ -203,6 +203,8 @@ def missing(args, name, seed, out):
     for method in args.methods:
         if METHODS[method].needs_batch and DATASETS[name].batch is None:
             continue
+        if METHODS[method].needs_truth and DATASETS[name].truth is None:
+            continue
         rates = METHODS[method].rates
         if args.quick:
             rates = rates[:1]

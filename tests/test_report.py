@@ -61,6 +61,23 @@ def test_parts_compare_the_seeds_that_all_had():
     assert "Seed 0 only." in text and "0.700" in text and "0.600" in text
 
 
+def test_rivals_with_fewer_seeds_are_listed_apart():
+    table = rows({("QBMVI", ""): [0.7, 0.1], ("PCA", ""): [0.3, 0.3], ("LDVAE", "0.001"): [0.45]})
+    assert "LDVAE" not in report.by_seed(table, TOTAL, "all")
+    text = report.parts(table, "all")
+    assert "LDVAE" in text and "0.450" in text and "PCA" not in text
+
+
+def test_tau_over_branches_only_where_their_order_compares(tmp_path):
+    metric = ("trajectory", "pseudotime", "Kendall")
+    both = [rows({("QBMVI", ""): [0.5]}, metric, name) for name in ("paul15", "simulated-tree")]
+    energy = rows({("QBMVI", ""): [-0.1]}, ("trajectory", "energy", "Kendall"), "paul15")
+    pd.concat([*both, energy]).to_csv(tmp_path / "rows.csv", index=False)
+    table = report.read(tmp_path / "rows.csv")
+    kept = set(zip(table["dataset"], table["group"], strict=True))
+    assert kept == {("simulated-tree", "pseudotime"), ("paul15", "energy")}
+
+
 @pytest.mark.parametrize(("elbo_of_fast", "expected"), [(9.0, (3e-3,)), (11.0, (1e-3, 3e-3))])
 def test_rates_that_go_on(tmp_path, elbo_of_fast, expected):
     """3e-3 has the better Total; 1e-3 goes on if it has the better ELBO."""

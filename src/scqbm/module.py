@@ -119,8 +119,10 @@ class QBVAE(VAE):
         _check_prior_arguments(
             n_latent, latent_distribution, n_prior_hidden, relaxation, temperature, batch_mixing
         )
-        _check_input_dropout(input_dropout, latent_distribution)
-        _check_entropy_bonus(entropy_bonus, latent_distribution)
+        _check_amount("input_dropout", input_dropout, below=1)
+        _check_of_bits_only("input_dropout", input_dropout, latent_distribution, "encoder")
+        _check_amount("entropy_bonus", entropy_bonus)
+        _check_of_bits_only("entropy_bonus", entropy_bonus, latent_distribution, "posterior")
         if prior_topology is not None and latent_distribution != "bernoulli":
             raise ValueError(
                 "`prior_topology` needs bits (latent_distribution='bernoulli'): a chip has no "
@@ -317,26 +319,16 @@ def _check_prior_arguments(
         raise ValueError(f"`relaxation` must be one of {RELAXATIONS}, not {relaxation!r}.")
     if temperature <= 0:
         raise ValueError(f"`temperature` must be positive, not {temperature}.")
-    mixes = batch_mixing is None or (
-        isinstance(batch_mixing, Real) and 0 <= batch_mixing < math.inf
-    )
-    if not mixes:
-        raise ValueError(f"`batch_mixing` must be 0 or more, not {batch_mixing!r}.")
+    if batch_mixing is not None:
+        _check_amount("batch_mixing", batch_mixing)
 
 
-def _check_input_dropout(input_dropout: float, latent_distribution: str) -> None:
-    if not (isinstance(input_dropout, Real) and 0 <= input_dropout < 1):
-        raise ValueError(f"`input_dropout` must be 0 or more and below 1, not {input_dropout!r}.")
-    if input_dropout > 0 and latent_distribution == "normal":
-        raise ValueError(
-            "`input_dropout` is for bits: latent_distribution='normal' has SCVI's encoder."
-        )
+def _check_amount(name: str, value: float, below: float = math.inf) -> None:
+    if not (isinstance(value, Real) and 0 <= value < below):
+        limit = "" if below == math.inf else f" and below {below:g}"
+        raise ValueError(f"`{name}` must be 0 or more{limit}, not {value!r}.")
 
 
-def _check_entropy_bonus(entropy_bonus: float, latent_distribution: str) -> None:
-    if not (isinstance(entropy_bonus, Real) and 0 <= entropy_bonus < math.inf):
-        raise ValueError(f"`entropy_bonus` must be 0 or more, not {entropy_bonus!r}.")
-    if entropy_bonus > 0 and latent_distribution == "normal":
-        raise ValueError(
-            "`entropy_bonus` is for bits: latent_distribution='normal' has SCVI's posterior."
-        )
+def _check_of_bits_only(name: str, value: float, latent_distribution: str, its: str) -> None:
+    if value > 0 and latent_distribution == "normal":
+        raise ValueError(f"`{name}` is for bits: latent_distribution='normal' has SCVI's {its}.")
