@@ -201,7 +201,7 @@ def energy(rows: pd.DataFrame, cells: str) -> str:
             "dataset": dataset, "method": method, "seed": seed,
             "Kendall": f"{row['Kendall']:+.3f}",
             "pairs of cells with rising energy": f"{row['rising pairs']:.3f}",
-            "p (sign test)": f"{row['p-value']:.2g}",
+            "p (sign test)": f"{row['p-value']:.2g}" if row["p-value"] > 0 else "< 1e-300",
         }
         for (dataset, method, seed), row in wide.iterrows()
     ]  # fmt: skip
