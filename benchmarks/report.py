@@ -18,6 +18,7 @@ from tables import markdown
 from scqbm import benchmark
 
 ROOT = Path(__file__).parents[1]
+SHORTFALLS = Path(__file__).parent / "shortfalls.md"  # what no table says: what was tried, and why
 RUN = ["dataset", "cells", "method", "rate", "seed"]
 OUR_DEFAULT = "QBMVI"
 SCVIS = [name for name in RIVALS if name.startswith("SCVI")]
@@ -269,6 +270,7 @@ def page(rows: pd.DataFrame, runs: pd.DataFrame) -> str:
         for title, part in last_parts:
             if part:
                 text += [f"### {title}", part]
+    text += ["## Where it falls short", SHORTFALLS.read_text().strip()]
     lost = rows[rows["group"].isin(["bio", "batch"]) & rows["value"].isna()]
     if len(lost):
         pairs = lost.groupby(["dataset", "cells"])["metric"].agg(lambda m: sorted(set(m)))
