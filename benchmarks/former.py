@@ -3,5 +3,5 @@
 The defaults of that day, named so that their commands still print them; `run.py` has today's.
 """
 
-BITS = {"batch_mixing": 100.0, "input_dropout": 0.0, "entropy_bonus": 0.0}
+BITS = {"batch_mixing": 100.0, "input_dropout": 0.0, "decoder_dropout": 0.0, "entropy_bonus": 0.0}
 PLAN = {"n_epochs_constant_lr": None}

@@ -30,6 +30,7 @@ from scqbm.module import (
     DEFAULT_LATENT,
     DEFAULT_MIXING,
     QBVAE,
+    default_decoder_dropout,
     default_entropy_bonus,
     default_input_dropout,
 )
@@ -85,6 +86,9 @@ class QBMVI(BoltzmannPriorMixin, SCVI, _WithoutData):
     input_dropout
         Share of the genes that the encoder of bits does not see in a training step: by default
         .3 up to about 3,000 cells and ever less of more (1,000 / cells), which need it less.
+    decoder_dropout
+        Share of its hidden units that the decoder drops in a training step: by default .3 less
+        .1 for each thousand cells with bits, so none from 3,000 cells on, and 0 with ``"normal"``.
     entropy_bonus
         What the loss gives for bits that stay undecided, see :class:`scqbm.module.QBVAE`: by
         default (1,000 / cells)², but at most .5 (up to 1,400 cells) and at least .1.
@@ -124,6 +128,7 @@ class QBMVI(BoltzmannPriorMixin, SCVI, _WithoutData):
         relaxation: Relaxation = "reinmax",
         batch_mixing: float | None = None,
         input_dropout: float | None = None,
+        decoder_dropout: float | None = None,
         entropy_bonus: float | None = None,
         prior_topology: Literal["zephyr", "pegasus"] | nx.Graph | None = None,
         **kwargs,
@@ -141,6 +146,8 @@ class QBMVI(BoltzmannPriorMixin, SCVI, _WithoutData):
         n_cells = math.inf if adata is None else adata.n_obs
         if input_dropout is None:
             input_dropout = default_input_dropout(n_cells) if bits else 0.0
+        if decoder_dropout is None:
+            decoder_dropout = default_decoder_dropout(n_cells) if bits else 0.0
         if entropy_bonus is None:
             entropy_bonus = default_entropy_bonus(n_cells) if bits else 0.0
         super().__init__(
@@ -158,6 +165,7 @@ class QBMVI(BoltzmannPriorMixin, SCVI, _WithoutData):
             relaxation=relaxation,
             batch_mixing=batch_mixing,
             input_dropout=input_dropout,
+            decoder_dropout=decoder_dropout,
             entropy_bonus=entropy_bonus,
             prior_topology=prior_topology,
             **kwargs,

@@ -14,7 +14,7 @@ from scvi.module import VAE
 from scvi.module._constants import MODULE_KEYS
 from scvi.module.base import LossOutput, auto_move_data
 from scvi.utils import unsupported_if_adata_minified
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
 
 from scqbm.mixing import batch_discrepancy
@@ -35,6 +35,11 @@ MIN_ENTROPY_BONUS = 0.1  # of bits; what data have that are too large to be coun
 def default_input_dropout(n_cells: int) -> float:
     """Share of the genes to hide from the encoder of bits: the fewer cells, the more."""
     return min(0.3, 1000 / max(n_cells, 1))
+
+
+def default_decoder_dropout(n_cells: int) -> float:
+    """Share of its hidden units that the decoder of bits drops: none from 3,000 cells on."""
+    return max(0.0, 0.3 - n_cells / 10_000)
 
 
 def default_entropy_bonus(n_cells: int) -> float:
@@ -67,6 +72,10 @@ class QBVAE(VAE):
         Share of the genes that each cell hides from the encoder in training, so that it does not
         learn single cells by heart; bits would do so sooner than Gaussian codes, which have SCVI's
         encoder and hide none. :func:`default_input_dropout` says what suits how many cells.
+    decoder_dropout
+        Share of its hidden units that the decoder drops in training, where SCVI's drops none, so
+        that it does not learn single cells by heart either. :func:`default_decoder_dropout` says
+        what suits how many cells.
     entropy_bonus
         Nats that the loss gives for each nat of the bits' posterior entropy, beyond the nat that
         the ELBO gives: bits that have no say then stay undecided, where a learnt prior would
@@ -113,6 +122,7 @@ class QBVAE(VAE):
         temperature: float = 0.5,
         batch_mixing: float | None = None,
         input_dropout: float = 0.0,
+        decoder_dropout: float = 0.0,
         entropy_bonus: float = 0.0,
         prior_topology: Literal["zephyr", "pegasus"] | nx.Graph | None = None,
     ):
@@ -121,6 +131,7 @@ class QBVAE(VAE):
         )
         _check_amount("input_dropout", input_dropout, below=1)
         _check_of_bits_only("input_dropout", input_dropout, latent_distribution, "encoder")
+        _check_amount("decoder_dropout", decoder_dropout, below=1)
         _check_amount("entropy_bonus", entropy_bonus)
         _check_of_bits_only("entropy_bonus", entropy_bonus, latent_distribution, "posterior")
         if prior_topology is not None and latent_distribution != "bernoulli":
@@ -167,6 +178,9 @@ class QBVAE(VAE):
                 input_dropout,
                 n_genes=n_input,
             )
+        if decoder_dropout > 0:
+            for layer in self.decoder.px_decoder.fc_layers:
+                layer[-1] = nn.Dropout(decoder_dropout)  # SCVI leaves this place empty
         if n_prior_hidden is None:
             n_prior_hidden = DEFAULT_HIDDEN[latent_distribution]
         if batch_mixing is None:
