@@ -184,7 +184,7 @@ def parts(rows: pd.DataFrame, cells: str) -> str:
     """What each part of our model is worth, and rivals of fewer seeds; over the seeds all had."""
     fewer = [m for m in RIVALS if any(m in behind(rows, q, cells) for q in PARTS)]
     others = [*(m for m in OURS if m != OUR_DEFAULT), *ABLATIONS, *fewer]
-    names = [OUR_DEFAULT, *others, "SCVI-10", "SCVI-30"]
+    names = list(dict.fromkeys([OUR_DEFAULT, *others, "SCVI-10", "SCVI-30"]))
     mine = rows[rows["method"].isin(names) & (rows["cells"] == cells)]
     few = mine[mine["method"].isin(others)]
     if few.empty:

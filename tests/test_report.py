@@ -68,6 +68,15 @@ def test_rivals_with_fewer_seeds_are_listed_apart():
     assert "LDVAE" in text and "0.450" in text and "PCA" not in text
 
 
+def test_a_rival_of_all_seeds_here_and_of_one_there_is_listed_there():
+    whole = {("QBMVI", ""): [0.7, 0.1], ("LDVAE", "0.001"): [0.45, 0.46]}
+    here = rows(whole | {("SCVI-10", "0.001"): [0.3, 0.3]})
+    there = rows(whole | {("SCVI-10", "0.001"): [0.25]}, dataset="covid")
+    table = pd.concat([here, there])
+    assert report.behind(table, TOTAL, "all") == {"SCVI-10"}
+    assert "| covid | 0.700 | 0.250 |" in report.parts(table, "all")
+
+
 def test_tau_over_branches_only_where_their_order_compares(tmp_path):
     metric = ("trajectory", "pseudotime", "Kendall")
     both = [rows({("QBMVI", ""): [0.5]}, metric, name) for name in ("paul15", "simulated-tree")]
