@@ -212,6 +212,117 @@ def test_another_samplers_state_is_no_obstacle(names):
     SAMPLERS[names[1]].make().sample(rbm, 16, state, seeded(0))
 
 
+# -- exact, Gibbs and Ocean ----------------------------------------------------------------------
+
+
+def test_gibbs_sweep_leaves_the_distribution_alone():
+    """pi P = pi with P written out: one sweep from exact draws stays exact, state by state."""
+    rbm = make_rbm("bits")
+    n = 200_000
+    generator = seeded(0)
+    start = ExactSampler().sample(rbm, n, None, generator)
+    moved = GibbsSampler(n_sweeps=1).sample(rbm, n, {"visible": start.visible}, generator)
+    p = torch.softmax(-rbm.free_energy(all_states(3)), 0)
+    index = (moved.visible @ torch.tensor([1.0, 2.0, 4.0])).long()
+    frequency = torch.bincount(index, minlength=8) / n
+    assert ((frequency - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all()
+
+
+def test_dimod_sampler_divides_by_beta():
+    """An exact solver of Ocean's, weighed by hand, sees the energies at the asked temperature."""
+    import dimod
+
+    class Weighed(dimod.ExactSolver):
+        parameters = {"num_reads": []}
+
+        def sample(self, bqm, num_reads):
+            states = super().sample(bqm)
+            p = np.exp(-2.0 * (states.record.energy - states.record.energy.min()))  # its own beta
+            counts = np.round(num_reads * p / p.sum()).astype(int)
+            return dimod.SampleSet.from_samples(
+                (states.record.sample, states.variables),
+                energy=states.record.energy,
+                vartype="SPIN",
+                num_occurrences=counts,
+            )
+
+    rbm = make_rbm("bits")
+    draws = DimodSampler(Weighed(), beta=2.0).sample(rbm, 100_000)
+    v, h, vh = exact_moments(rbm)
+    assert torch.allclose(draws.visible.mean(0), v, atol=1e-3)
+    assert torch.allclose(draws.hidden.mean(0), h, atol=1e-3)
+    assert torch.allclose(draws.visible.T @ draws.hidden / len(draws.visible), vh, atol=1e-3)
+
+
+def two_clusters(tilt):
+    """Two far clusters of codes; sweeps cannot leave either. The upper one weighs more."""
+    n = 12
+    field = torch.full((n,), tilt / n)
+    return RBM(field, field, torch.full((n, n), 2.0))
+
+
+def upper_share(draws):
+    """Mass of the draws in the upper cluster."""
+    upper = (draws.visible.mean(1) > 0.5).float()
+    return (upper.mean() if draws.weights is None else draws.weights @ upper).item()
+
+
+def exact_upper_share(rbm):
+    states = all_states(rbm.n_visible)
+    mass = torch.softmax(-rbm.free_energy(states).double(), 0)
+    return mass[states.mean(1) > 0.5].sum().item()
+
+
+def test_gibbs_renewal_fills_clusters_that_sweeps_cannot_reach():
+    """Chains that all begin in the lighter cluster must leave it."""
+    rbm = two_clusters(1.0)
+    v = torch.zeros(2000, rbm.n_visible)
+    wrong = {
+        "visible": v,
+        "energy": rbm.free_energy(v),
+        "log_weight": torch.zeros(2000),
+        "age": 0,
+    }
+    found = {}
+    for every in (0, 2):
+        state, generator = wrong, seeded(1)
+        sampler = GibbsSampler(renew_every=every, n_anneal=500)
+        for _ in range(3):
+            draws = sampler.sample(rbm, 2000, state, generator)
+            state = draws.state
+        found[every] = upper_share(draws)
+    assert found[0] < 0.05 < exact_upper_share(rbm)
+    assert abs(found[2] - exact_upper_share(rbm)) < 0.1
+
+
+@pytest.mark.parametrize("tilts", [(0.0, 0.3, 0.5, 0.8), (-2.0, 0.0, 2.0, 2.5)])
+def test_gibbs_population_follows_a_prior_that_moves(tilts):
+    """Training moves the masses of clusters between which no chain can walk."""
+    n, generator, resampled = 4000, seeded(0), False
+    start = two_clusters(tilts[0])
+    v = ExactSampler().sample(start, n, None, generator).visible
+    state = {
+        "visible": v,
+        "energy": start.free_energy(v),
+        "log_weight": torch.zeros(n),
+        "age": 0,
+    }
+    for tilt in tilts[1:]:
+        rbm = two_clusters(tilt)
+        draws = GibbsSampler(renew_every=0).sample(rbm, n, state, generator)
+        state = draws.state
+        assert upper_share(draws) == pytest.approx(exact_upper_share(rbm), abs=0.05)
+        resampled |= state["log_weight"].eq(0).all().item()
+    assert exact_upper_share(rbm) - exact_upper_share(start) > 0.15  # plain chains stay behind
+    assert resampled == (tilts[0] < 0)  # few chains carried the weight
+
+
+def test_exact_sampler_refuses_large_machines():
+    rbm = RBM(torch.zeros(21), torch.zeros(21), torch.zeros(21, 21))
+    with pytest.raises(ValueError, match="at most 20"):
+        ExactSampler().sample(rbm, 4)
+
+
 # -- tempering ----------------------------------------------------------------------------------
 
 
