@@ -222,6 +222,17 @@ def missing(args, name, seed, out):
     return todo
 
 
+def as_arguments(text):
+    """Arguments from JSON, with a sentence for what is none."""
+    try:
+        arguments = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from None
+    if not isinstance(arguments, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} is no object like {{"n_latent": 64}}')
+    return arguments
+
+
 def main():
     local = [name for name, dataset in DATASETS.items() if not dataset.public]
     parser = argparse.ArgumentParser(
@@ -234,7 +245,7 @@ def main():
     parser.add_argument("--cells", type=int, help="random subset of this size (default: all)")
     parser.add_argument("--epochs", type=int, help="default: about 4,500 steps")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--model", type=json.loads, help="arguments of QBMVI, as JSON")
+    parser.add_argument("--model", type=as_arguments, help="arguments of QBMVI, as JSON")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.model is not None:

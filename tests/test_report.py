@@ -102,3 +102,18 @@ def test_rates_that_go_on(tmp_path, elbo_of_fast, expected):
     args = argparse.Namespace(cells=None, seeds=[0, 1, 2])
     assert run.chosen_rates(args, "kang", "SCVI-10", out) == expected
     assert run.chosen_rates(args, "covid", "SCVI-10", out) == (1e-3, 3e-3)  # nothing known yet
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["{}"], "--model needs --out"),
+        (["n_latent=64", "--out", "x.csv"], "'n_latent=64' is no JSON"),
+        (["64", "--out", "x.csv"], "'64' is no object"),
+    ],
+)
+def test_a_model_of_ones_own_is_asked_for_clearly(arguments, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run.py", "--model", *arguments])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert sentence in capsys.readouterr().err

@@ -47,7 +47,7 @@ class Case:
 
     make: Callable[[], Sampler]
     bias: float = 0.0
-    n_draws: int = 20_000
+    n_draws: int = 40_000
 
 
 def kaiwu():
