@@ -16,10 +16,10 @@ import scanpy as sc
 import torch
 from scvi.module import VAE
 
-import scqbm.posterior
+import scqbm.module._bits
 from scqbm import data
+from scqbm.ising import log_partition
 from scqbm.module import QBVAE
-from scqbm.partition import log_partition
 from scqbm.samplers import GibbsSampler
 
 
@@ -59,7 +59,7 @@ def main(config):
     get = config.get
     torch.set_num_threads(1)
     if "gain" in config:
-        scqbm.posterior._GAIN = config["gain"]
+        scqbm.module._bits._GAIN = config["gain"]
     counts, codes = cells(
         get("data", "pancreas_4studies"), get("cells", 10_000), get("genes", 1000)
     )

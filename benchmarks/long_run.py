@@ -22,8 +22,8 @@ import scvi
 import torch
 
 from scqbm import QBMVI, data
-from scqbm.negative_phase import NegativePhase
 from scqbm.samplers import GibbsSampler
+from scqbm.train import NegativePhase
 
 RESULTS = Path(__file__).parent / "results" / "long_run.csv"
 

@@ -24,13 +24,14 @@ import torch
 from dwave.system import FixedEmbeddingComposite
 
 from scqbm.ising import RBM, bits_to_spins
-from scqbm.samplers import GibbsSampler, QPUSampler, _chip, _embedding, _ising_problem, _qpu
+from scqbm.samplers import GibbsSampler, QPUSampler
+from scqbm.samplers.ocean import _chip, _embedding, _problem, _qpu
 
 RESULTS = Path(__file__).parent / "results" / "qpu_overhead.csv"
 PACKAGES = ["scqbm", "dwave-system", "dimod", "minorminer", "numpy", "torch"]
 N_READS, ROUNDS = 256, 15
 STEPS = {  # where the time goes: what is clocked, by name
-    "problem from the RBM": (_ising_problem.IsingProblem, "__init__"),
+    "problem from the RBM": (_problem.IsingProblem, "__init__"),
     "biases of the chip": (_embedding.Embedding, "program"),
     "limits of the chip": (_chip.Chip, "possible_scale"),
     "model for Ocean": (dimod.BQM, "from_numpy_vectors"),
@@ -111,7 +112,7 @@ def measure(n, graph):
     draws = GibbsSampler(100).sample(rbm, N_READS, None, g)
     spins = bits_to_spins(torch.cat([draws.visible, draws.hidden], 1)).numpy().astype(np.int8)
     child.store(spins, sampler.embedding)
-    problem = _ising_problem.IsingProblem(rbm, _ising_problem.coupled_pairs(rbm))
+    problem = _problem.IsingProblem(rbm, _problem.coupled_pairs(rbm))
     ends = problem.edges.T
     model = dimod.BQM.from_numpy_vectors(problem.fields, (*ends, problem.couplings), 0.0, "SPIN")
     composite = FixedEmbeddingComposite(child, sampler.embedding)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import one_hot
 
-from scqbm.posterior import BitPosterior
+from scqbm.module import BitPosterior
 from scqbm.prior import RBMPrior
 from scqbm.samplers import GibbsSampler
 

@@ -10,8 +10,7 @@ from scipy.sparse import csr_matrix
 from scvi.data import synthetic_iid
 
 from scqbm import QBMVI
-from scqbm.negative_phase import SamplerError
-from scqbm.samplers import ExactSampler, GibbsSampler, Sampler
+from scqbm.samplers import ExactSampler, GibbsSampler, Sampler, SamplerError
 
 QUIET = {"accelerator": "cpu", "batch_size": 32, "enable_progress_bar": False}
 

@@ -435,7 +435,7 @@ def test_sample_cells_of_a_batch_and_depth(models):
 
 def test_drawn_cells_take_depth_and_batch_from_the_same_real_cell(models):
     """Codes aside, cell i is like real cell i: its depth follows."""
-    from scqbm.decoding import decode
+    from scqbm.model._decoding import decode
 
     adata, trained = models
     like = np.random.default_rng(0).integers(0, adata.n_obs, 150)  # unsorted, repeated

@@ -11,7 +11,7 @@ from scvi.data import synthetic_iid
 from scqbm import QBMVI
 from scqbm.ising import RBM
 from scqbm.samplers import CIMSampler
-from scqbm.samplers._ising_machine import ising_matrix, max_level
+from scqbm.samplers.cim._machine import ising_matrix, max_level
 
 BARE = {"noise": 0.05, "n_sweeps": 0, "adapt": False}  # the optimiser
 

@@ -11,10 +11,8 @@ import torch
 from scvi import REGISTRY_KEYS
 from torch.distributions import Normal
 
-from scqbm.ising import all_states
-from scqbm.module import QBVAE
-from scqbm.partition import LogPartition, exact_log_partition
-from scqbm.posterior import BitPosterior
+from scqbm.ising import LogPartition, all_states, exact_log_partition
+from scqbm.module import QBVAE, BitPosterior
 from scqbm.prior import RBMPrior
 from scqbm.samplers import ExactSampler, GibbsSampler
 

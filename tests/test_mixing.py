@@ -8,7 +8,7 @@ import torch
 from scvi.data import synthetic_iid
 
 from scqbm import QBMVI
-from scqbm.mixing import BANDWIDTHS, batch_discrepancy
+from scqbm.module._mixing import BANDWIDTHS, batch_discrepancy
 
 
 def by_hand(codes, batch):

@@ -12,9 +12,8 @@ from scvi.distributions._utils import DistributionConcatenator, subset_distribut
 from torch.distributions import Independent, MixtureSameFamily, Normal
 
 from scqbm import QBMVI
-from scqbm.ising import all_states
-from scqbm.partition import LogPartition, exact_log_partition
-from scqbm.posterior import RELAXATIONS, BitPosterior, draw_bits
+from scqbm.ising import LogPartition, all_states, exact_log_partition
+from scqbm.module._bits import RELAXATIONS, BitPosterior, draw_bits
 
 
 def small_model(latent_distribution, n_latent, n_prior_hidden, n_cells=6):

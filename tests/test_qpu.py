@@ -28,10 +28,9 @@ from scqbm.samplers import (
     DimodSampler,
     ExactSampler,
     QPUSampler,
-    _chip,
-    _placing,
 )
-from scqbm.samplers._ising_problem import IsingProblem, coupled_pairs
+from scqbm.samplers.ocean import _chip, _placing
+from scqbm.samplers.ocean._problem import IsingProblem, coupled_pairs
 
 TOKEN = "DEV-0123456789abcdef0123456789abcdef01234567"
 ACCESS = 8550.28e-6  # seconds of processor time that a mock answer reports

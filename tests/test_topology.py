@@ -13,11 +13,10 @@ from dwave.system.testing import MockDWaveSampler
 from scvi.data import synthetic_iid
 
 from scqbm import QBMVI
-from scqbm.ising import all_states
-from scqbm.posterior import BitPosterior
+from scqbm.ising import all_states, ideal_graph, native_layout
+from scqbm.module import BitPosterior
 from scqbm.prior import RBMPrior
 from scqbm.samplers import GibbsSampler, QPUSampler
-from scqbm.topology import ideal_graph, native_layout
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "batch_size": 40}
 

@@ -97,7 +97,7 @@ def draw(model, n: int, seed: int = 0) -> AnnData:
     """Cells from a model's prior: by ``sample_cells``, or for scVI's from N(0, I)."""
     if hasattr(model, "sample_cells"):
         return model.sample_cells(n, seed=seed)
-    from scqbm.decoding import decode, random_cells
+    from scqbm.model import decode, random_cells
 
     codes = np.random.default_rng(seed).standard_normal((n, model.module.n_latent))
     return decode(model, codes, random_cells(model, n, seed), seed=seed)

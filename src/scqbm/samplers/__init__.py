@@ -1,15 +1,16 @@
 """Samplers of the prior: numbers in, fresh draws out. None of them knows the model."""
 
-from scqbm.samplers._assess import Moments, assess, moments, plot_assessment
+from scqbm.ising import effective_beta, effective_number
+from scqbm.pl import assessment as plot_assessment
+from scqbm.samplers._ask import SamplerError, ask, check_sampler
+from scqbm.samplers._assess import assess
 from scqbm.samplers._base import Draws, Sampler
-from scqbm.samplers._cim import CIMSampler
-from scqbm.samplers._dimod import DimodSampler
 from scqbm.samplers._exact import ExactSampler
 from scqbm.samplers._gibbs import GibbsSampler
-from scqbm.samplers._health import effective_beta, effective_number
-from scqbm.samplers._kaiwu import KaiwuSampler
-from scqbm.samplers._qpu import QPUSampler
+from scqbm.samplers._moments import Moments, moments
 from scqbm.samplers._tempering import TemperingSampler
+from scqbm.samplers.cim import CIMSampler, KaiwuSampler
+from scqbm.samplers.ocean import DimodSampler, QPUSampler
 
 __all__ = [
     "CIMSampler",
@@ -21,8 +22,11 @@ __all__ = [
     "Moments",
     "QPUSampler",
     "Sampler",
+    "SamplerError",
     "TemperingSampler",
+    "ask",
     "assess",
+    "check_sampler",
     "effective_beta",
     "effective_number",
     "moments",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from inspect import signature
 
 import torch
 from torch import Tensor
@@ -65,3 +66,12 @@ class Sampler(ABC):
         generator
             Source of random numbers on the device of ``rbm``; the same one gives the same draws.
         """
+
+    def secrets(self) -> list[str | None]:
+        """Access tokens that no error text may show; a sampler without any leaves this alone."""
+        return []
+
+    def __repr__(self) -> str:
+        """The class and the arguments that it keeps under their own names."""
+        names = [name for name in signature(type(self)).parameters if name in vars(self)]
+        return f"{type(self).__name__}({', '.join(f'{n}={vars(self)[n]!r}' for n in names)})"

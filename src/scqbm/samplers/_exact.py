@@ -5,11 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scqbm.ising import RBM, all_states
-from scqbm.partition import smaller_side
+from scqbm.ising import (
+    MAX_EXACT_UNITS,
+    RBM,
+    can_enumerate,
+    enumerate_hidden,
+    smaller_hidden,
+    smaller_side,
+    states,
+)
 from scqbm.samplers._base import Draws, Sampler
-
-MAX_UNITS = 20
 
 
 class ExactSampler(Sampler):
@@ -23,27 +28,19 @@ class ExactSampler(Sampler):
         generator: torch.Generator | None = None,
     ) -> Draws:
         """Independent, exact draws; see :meth:`Sampler.sample`."""
-        if smaller_side(rbm) > MAX_UNITS:
+        if not can_enumerate(rbm):
             raise ValueError(
-                f"ExactSampler enumerates at most {MAX_UNITS} bits, but the smaller layer of bits "
-                f"has {smaller_side(rbm)}: use GibbsSampler."
+                f"ExactSampler enumerates at most {MAX_EXACT_UNITS} bits, but the smaller layer "
+                f"of bits has {smaller_side(rbm)}: use GibbsSampler."
             )
-        if not rbm.gaussian and rbm.n_visible < rbm.n_hidden:
-            swapped = self.sample(rbm.transposed(), n_draws, state, generator)
-            return Draws(visible=swapped.hidden, hidden=swapped.visible)
-        states = all_states(rbm.n_hidden, dtype=rbm.W.dtype, device=rbm.W.device)
+        rbm, swapped = smaller_hidden(rbm)
+        energy = torch.cat([energy for _, energy in enumerate_hidden(rbm)])
         # inverse CDF in double precision: torch.multinomial stops at 2^24 categories and is slow
-        cdf = torch.softmax(-rbm.hidden_free_energy(states).double(), 0).cumsum(0)
+        cdf = torch.softmax(-energy.double(), 0).cumsum(0)
         u = torch.rand(n_draws, generator=generator, dtype=torch.float64, device=cdf.device)
-        hidden = states[torch.searchsorted(cdf, u * cdf[-1]).clamp(max=len(states) - 1)]
-        field = rbm.visible_field(hidden)
-        if rbm.gaussian:
-            visible = field + torch.randn(
-                field.shape, generator=generator, dtype=field.dtype, device=field.device
-            )
-        else:
-            u = torch.rand(
-                field.shape, generator=generator, dtype=field.dtype, device=field.device
-            )
-            visible = (u < field.sigmoid()).to(field)
+        rows = torch.searchsorted(cdf, u * cdf[-1]).clamp(max=len(cdf) - 1)
+        hidden = states(rows, rbm.n_hidden, dtype=rbm.W.dtype)
+        visible = rbm.draw_visible(hidden, generator)
+        if swapped:
+            visible, hidden = hidden, visible
         return Draws(visible=visible, hidden=hidden)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scqbm.ising import RBM
-from scqbm.partition import anneal
+from scqbm._checks import at_least
+from scqbm.ising import RBM, anneal, draw_units, effective_number
 from scqbm.samplers._base import Draws, Sampler
-from scqbm.samplers._health import effective_number
 
 LEAST_ESS = 0.5  # resample when fewer than this share of the chains carry the weight
 
@@ -35,13 +34,9 @@ class GibbsSampler(Sampler):
     """
 
     def __init__(self, n_sweeps: int = 5, renew_every: int = 100, n_anneal: int = 200):
-        for name, value, least in (
-            ("n_sweeps", n_sweeps, 1),
-            ("renew_every", renew_every, 0),
-            ("n_anneal", n_anneal, 1),
-        ):
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least}, not {value}.")
+        at_least("n_sweeps", n_sweeps, 1)
+        at_least("renew_every", renew_every, 0)
+        at_least("n_anneal", n_anneal, 1)
         self.n_sweeps = n_sweeps
         self.renew_every = renew_every
         self.n_anneal = n_anneal
@@ -80,14 +75,11 @@ class GibbsSampler(Sampler):
             v = _resample(v, weight, generator)
             torch.addmm(b, v, W, out=field)
             log_weight = torch.zeros_like(log_weight)
-        noise = torch.empty_like(v)
+        back = torch.empty_like(v)
         for _ in range(self.n_sweeps):  # `field` is that of `v` before and after
-            torch.lt(h.uniform_(generator=generator), field.sigmoid_(), out=h)
-            torch.addmm(a, h, W_t, out=v)
-            if rbm.gaussian:
-                v.add_(noise.normal_(generator=generator))
-            else:
-                torch.lt(noise.uniform_(generator=generator), v.sigmoid_(), out=v)
+            draw_units(field, generator=generator, out=h)
+            torch.addmm(a, h, W_t, out=back)
+            draw_units(back, rbm.gaussian, generator, out=v)
             torch.addmm(b, v, W, out=field)
         return Draws(
             visible=v,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scqbm.ising import RBM
+from scqbm._checks import at_least
+from scqbm.ising import RBM, draw_units
 from scqbm.samplers._base import Draws, Sampler
 
 
@@ -29,13 +30,9 @@ class TemperingSampler(Sampler):
     """
 
     def __init__(self, n_sweeps: int = 10, n_replicas: int = 16, n_start: int = 500):
-        for name, value, least in (
-            ("n_sweeps", n_sweeps, 1),
-            ("n_replicas", n_replicas, 2),
-            ("n_start", n_start, 0),
-        ):
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least}, not {value}.")
+        at_least("n_sweeps", n_sweeps, 1)
+        at_least("n_replicas", n_replicas, 2)
+        at_least("n_start", n_start, 0)
         self.n_sweeps = n_sweeps
         self.n_replicas = n_replicas
         self.n_start = n_start
@@ -60,12 +57,7 @@ class TemperingSampler(Sampler):
                 state["scales"].to(like["device"], copy=True),
             )
         else:
-            field = rbm.a.expand(shape)
-            noise = torch.empty(shape, **like)
-            if rbm.gaussian:
-                v = field + noise.normal_(generator=generator)
-            else:
-                v = (noise.uniform_(generator=generator) < field.sigmoid()).to(field)
+            v = draw_units(rbm.a.expand(shape), rbm.gaussian, generator)
             level = torch.arange(self.n_replicas, device=like["device"])
             ladders = _Ladders(
                 rbm,
@@ -110,7 +102,7 @@ class _Ladders:
     def run(self, n_sweeps: int, generator: torch.Generator | None) -> Tensor:
         """Sweep and swap; share of accepted swaps by rung."""
         rbm, v, h = self.rbm, self.v, self.h
-        x, noise_h, noise_v = torch.empty_like(h), torch.empty_like(h), torch.empty_like(v)
+        x, field, back = torch.empty_like(h), torch.empty_like(h), torch.empty_like(v)
         rungs = len(self.scales)
         gaps = self.scales.diff().to(v)
         scales = self.scales.to(v)
@@ -121,11 +113,10 @@ class _Ladders:
         s = scales[self.level].view(-1, 1)
         for sweep in range(n_sweeps):
             torch.addmm(self.centre, v, self.W, out=x)
-            torch.addcmul(rbm.b, x, s, out=h).sigmoid_()
-            torch.lt(noise_h.uniform_(generator=generator), h, out=h)
-            h.sub_(0.5)
+            torch.addcmul(rbm.b, x, s, out=field)
+            draw_units(field, generator=generator, out=h).sub_(0.5)
             # swap while both layers are at hand: log odds are a difference of coupling energies
-            coupling = torch.mul(x, h, out=noise_h).sum(-1).view(self.shape).gather(0, holder)
+            coupling = torch.mul(x, h, out=field).sum(-1).view(self.shape).gather(0, holder)
             first = sweep % 2
             low, high = slice(first, rungs - 1, 2), slice(first + 1, rungs, 2)
             odds = gaps[first::2, None] * (coupling[low] - coupling[high])
@@ -138,13 +129,9 @@ class _Ladders:
             holder[high] = torch.where(swap, below, above)
             self.level = holder.argsort(0)
             s = scales[self.level].view(-1, 1)
-            torch.mm(h, self.W_t, out=v)
-            torch.addcmul(rbm.a, v, s, out=v)
-            if rbm.gaussian:
-                v.add_(noise_v.normal_(generator=generator))
-            else:
-                v.sigmoid_()
-                torch.lt(noise_v.uniform_(generator=generator), v, out=v)
+            torch.mm(h, self.W_t, out=back)
+            torch.addcmul(rbm.a, back, s, out=back)
+            draw_units(back, rbm.gaussian, generator, out=v)
         self.rate = (accepted.mean(1) / tried.clamp(min=1).squeeze(1)).double()
         return self.rate
 

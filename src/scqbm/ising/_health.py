@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scqbm.ising import RBM, bits_to_spins
+from scqbm.ising._rbm import RBM, bits_to_spins
 
 MAX_BETA = 100.0
 _STIFFNESS = 25.0  # one over the variance of the prior on beta
@@ -16,6 +16,17 @@ def effective_number(weights: Tensor | None, n_draws: int) -> float:
     if weights is None:
         return float(n_draws)
     return (weights.sum().square() / weights.square().sum()).item()
+
+
+def autocorrelation(before: Tensor, after: Tensor) -> float:
+    """Correlation over chains between two times, pooled over units by their variance."""
+    if len(before) < 2 or before.shape != after.shape:
+        return 0.0
+    if torch.equal(before, after):
+        return 1.0  # constant draws have no variance to correlate
+    x, y = before - before.mean(0), after - after.mean(0)
+    scale = (x.square().sum() * y.square().sum()).sqrt()
+    return ((x * y).sum() / scale).item() if scale > 0 else 0.0
 
 
 @torch.no_grad()

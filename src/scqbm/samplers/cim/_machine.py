@@ -8,14 +8,12 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from scqbm.ising import RBM, spins_to_bits
+from scqbm._checks import at_least
+from scqbm.ising import RBM, effective_beta, spins_to_bits
+from scqbm.samplers._adapt import rescaled
 from scqbm.samplers._base import Draws, Sampler
-from scqbm.samplers._health import effective_beta
 
-_REACH = 4.0  # one query corrects the scale by no more than this factor
-_FAR = 1.5  # beyond this factor it does not wait for an average
 _PILOT_READS = 128  # few draws would tell little of the temperature
-_LEAST_RATE = 0.1  # how much of the last read-out's temperature enters, in the long run
 
 
 class IsingMachineSampler(Sampler):
@@ -51,8 +49,7 @@ class IsingMachineSampler(Sampler):
     n_pilots = 0  # extra read-outs before the first, to find the scale
 
     def __init__(self, n_sweeps: int, adapt: bool, bits: int | None):
-        if n_sweeps < 0:
-            raise ValueError(f"`n_sweeps` must be at least 0, not {n_sweeps}.")
+        at_least("n_sweeps", n_sweeps, 0)
         if bits is not None and bits < 2:
             raise ValueError(f"`bits` must be None or at least 2, not {bits}.")
         self.n_sweeps = n_sweeps
@@ -101,8 +98,8 @@ class IsingMachineSampler(Sampler):
         if self.adapt:
             scale, n_seen = rescaled(scale, beta, n_seen)
         for _ in range(self.n_sweeps):
-            h = _draw(rbm.hidden_field(v), False, generator)
-            v = _draw(rbm.visible_field(h), rbm.gaussian, generator)
+            h = rbm.draw_hidden(v, generator)
+            v = rbm.draw_visible(h, generator)
         info["energy"] = rbm.energy(v, h).mean().item()
         info["seconds"] = time.perf_counter() - began
         kept = {"scale": torch.tensor(scale, dtype=torch.float64), "n_seen": n_seen}
@@ -115,7 +112,7 @@ class IsingMachineSampler(Sampler):
         # E(s) = E(-s): turn each read-out until the auxiliary spin points up
         bits = spins_to_bits(spins[:, :-1] * spins[:, -1:]).to(rbm.W)
         if rbm.gaussian:
-            return _draw(rbm.visible_field(bits), True, generator), bits, used
+            return rbm.draw_visible(bits, generator), bits, used
         return bits[:, : rbm.n_visible], bits[:, rbm.n_visible :], used
 
 
@@ -138,22 +135,6 @@ def max_level(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
-def rescaled(scale: float, beta: float, n_seen: int) -> tuple[float, int]:
-    """Move towards the scale at which ``beta`` is 1: at once if far, else averaging over time."""
-    change = min(max(beta, 1 / _REACH), _REACH)
-    if not 1 / _FAR < change < _FAR:
-        n_seen = 0  # what was learnt holds no longer
-    return scale * change ** -max(_LEAST_RATE, 1 / (1 + n_seen)), n_seen + 1
-
-
 def _relative_error(used: Tensor, wanted: Tensor) -> float:
     norm = wanted.norm().item()
     return (used - wanted).norm().item() / norm if norm > 0 else 0.0
-
-
-def _draw(field: Tensor, gaussian: bool, generator: torch.Generator | None) -> Tensor:
-    """Units given their log-odds, or their means if Gaussian."""
-    like = {"dtype": field.dtype, "device": field.device}
-    if gaussian:
-        return field + torch.randn(field.shape, generator=generator, **like)
-    return (torch.rand(field.shape, generator=generator, **like) < field.sigmoid()).to(field)

@@ -1,20 +1,4 @@
-"""The one place where signs, units and temperature are fixed.
-
-Every Boltzmann distribution in scqbm is a restricted Boltzmann machine at temperature 1,
-``p(v, h) = exp(-E(v, h)) / Z``, over a visible layer ``v`` and a hidden layer ``h``:
-
-* bits ``v, h`` in {0, 1}:
-  ``E = -(a.v + b.h + (v - 1/2)' W (h - 1/2))``
-* Gaussian visible units ``v`` in R, bits ``h``:
-  ``E = |v|^2 / 2 - (a.v + b.h + v' W (h - 1/2))``
-
-Couplings act on bits centred at one half, i.e. on half a spin: flipping the meaning of a bit only
-changes signs, and with ``W = 0`` the biases are log-odds (or Gaussian means).
-
-Annealers speak another dialect: spins ``s = 2 * bit - 1`` and a *plus* before the sums,
-``E = sum_i h_i s_i + sum_ij J_ij s_i s_j + offset``. Only :meth:`RBM.to_ising`,
-:func:`bits_to_spins` and :func:`spins_to_bits` translate.
-"""
+"""The machine itself; the package's docstring fixes its signs, units and temperature."""
 
 from __future__ import annotations
 
@@ -93,6 +77,14 @@ class RBM:
         """Log-odds (bits) or means (Gaussian) of the visible units given ``h``."""
         return (h - 0.5) @ self.W.T + self.a
 
+    def draw_hidden(self, v: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Hidden bits given ``v``."""
+        return draw_units(self.hidden_field(v), generator=generator)
+
+    def draw_visible(self, h: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Visible units given ``h``."""
+        return draw_units(self.visible_field(h), self.gaussian, generator)
+
     def scaled(self, factor: float | Tensor) -> RBM:
         """The same biases with the couplings multiplied by ``factor`` (0: independent units)."""
         return replace(self, W=self.W * factor)
@@ -149,6 +141,26 @@ class RBM:
         return fields, -gram.triu(1) / 4, -self.b.sum() / 2 - constant
 
 
+def draw_units(
+    field: Tensor,
+    gaussian: bool = False,
+    generator: torch.Generator | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Bits given their log-odds, or Gaussian units given their means.
+
+    With ``out`` nothing is allocated: it receives the units, and ``field`` is used up.
+    """
+    if out is None:
+        out = torch.empty(field.shape, dtype=field.dtype, device=field.device)
+        field = field if gaussian else field.sigmoid()
+    elif not gaussian:
+        field.sigmoid_()
+    if gaussian:
+        return out.normal_(generator=generator).add_(field)
+    return torch.lt(out.uniform_(generator=generator), field, out=out)
+
+
 def bits_to_spins(bits: Tensor) -> Tensor:
     """{0, 1} to {-1, +1}."""
     return 2 * bits - 1
@@ -157,10 +169,3 @@ def bits_to_spins(bits: Tensor) -> Tensor:
 def spins_to_bits(spins: Tensor) -> Tensor:
     """{-1, +1} to {0, 1}."""
     return (spins + 1) / 2
-
-
-def all_states(n_bits: int, start: int = 0, stop: int | None = None, **kwargs) -> Tensor:
-    """Rows ``start..stop`` of the table of all ``2 ** n_bits`` states; ``kwargs`` of ``.to``."""
-    index = torch.arange(start, 2**n_bits if stop is None else stop)
-    bits = index.unsqueeze(-1).bitwise_right_shift(torch.arange(n_bits)).bitwise_and(1)
-    return bits.to(kwargs.pop("dtype", torch.get_default_dtype())).to(**kwargs)

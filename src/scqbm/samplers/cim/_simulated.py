@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from scqbm.samplers._ising_machine import IsingMachineSampler, max_level
+from scqbm._checks import at_least, not_negative
+from scqbm.samplers.cim._machine import IsingMachineSampler, max_level
 
 _DT = 0.1  # time step, in cavity lifetimes
 _MAX_AMPLITUDE = 3.0  # the mode saturates; beyond, an explicit step could flip its sign
@@ -77,13 +78,11 @@ class CIMSampler(IsingMachineSampler):
         adapt: bool = True,
     ):
         super().__init__(n_sweeps, adapt, bits)
-        if n_steps < 1:
-            raise ValueError(f"`n_steps` must be at least 1, not {n_steps}.")
+        at_least("n_steps", n_steps, 1)
         if not 0 < pump <= 1 / _DT:
             raise ValueError(f"`pump` must be above 0 and at most {1 / _DT:g}, not {pump}.")
-        for name, value in (("noise", noise), ("control", control)):
-            if value < 0:
-                raise ValueError(f"`{name}` must not be negative, as {value} is.")
+        not_negative("noise", noise)
+        not_negative("control", control)
         self.n_steps = n_steps
         self.pump = pump
         self.noise = noise

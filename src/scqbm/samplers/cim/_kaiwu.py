@@ -42,7 +42,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scqbm.samplers._ising_machine import IsingMachineSampler, max_level
+from scqbm._checks import positive
+from scqbm.samplers.cim._machine import IsingMachineSampler, max_level
 
 _WORKER = Path(__file__).with_name("_kaiwu_worker.py")
 _LICENCE = ("KAIWU_USER_ID", "KAIWU_SDK_CODE")  # environment variables; also in the worker
@@ -68,7 +69,7 @@ class KaiwuSampler(IsingMachineSampler):
     ----------
     command
         Path of the Python that has kaiwu, or a full command that speaks the protocol of
-        ``scqbm/samplers/_kaiwu.py``.
+        ``scqbm/samplers/cim/_kaiwu.py``.
     machine
         ``"cim"`` for the machine, ``"sa"`` for the SDK's simulated annealing, an optimiser.
     n_sweeps
@@ -99,8 +100,7 @@ class KaiwuSampler(IsingMachineSampler):
         super().__init__(n_sweeps, adapt, bits)
         if machine not in ("cim", "sa"):
             raise ValueError(f'`machine` must be "cim" or "sa", not {machine!r}.')
-        if timeout <= 0:
-            raise ValueError(f"`timeout` must be positive, not {timeout}.")
+        positive("timeout", timeout)
         if secret := _SECRET & set(options):
             raise ValueError(
                 f"`{min(secret)}` must not be an option, where it could end up in a file: set the "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -17,37 +16,19 @@ from scvi.utils import unsupported_if_adata_minified
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
 
-from scqbm.mixing import batch_discrepancy
-from scqbm.posterior import RELAXATIONS, BitEncoder, BitPosterior, Relaxation
+from scqbm._checks import amount, one_of, positive
+from scqbm.module._bits import RELAXATIONS, BitEncoder, BitPosterior, Relaxation
+from scqbm.module._boltzmann import BoltzmannMixin
+from scqbm.module._defaults import LATENT_DISTRIBUTIONS, Defaults
 from scqbm.prior import RBMPrior
 
 if TYPE_CHECKING:
     import networkx as nx
 
-LATENT_DISTRIBUTIONS = ("bernoulli", "normal")
-DEFAULT_LATENT = {"bernoulli": 128, "normal": 10}
-DEFAULT_HIDDEN = {"bernoulli": 0, "normal": 32}
-# "normal" begins as SCVI, loss included
-DEFAULT_MIXING = {"bernoulli": 50.0, "normal": 0.0}
-MIN_ENTROPY_BONUS = 0.1  # of bits; what data have that are too large to be counted
+GENE_LIKELIHOODS = ("zinb", "nb", "poisson", "normal")
 
 
-def default_input_dropout(n_cells: int) -> float:
-    """Share of the genes to hide from the encoder of bits: the fewer cells, the more."""
-    return min(0.3, 1000 / max(n_cells, 1))
-
-
-def default_decoder_dropout(n_cells: int) -> float:
-    """Share of its hidden units that the decoder of bits drops: none from 3,000 cells on."""
-    return max(0.0, 0.3 - n_cells / 10_000)
-
-
-def default_entropy_bonus(n_cells: int) -> float:
-    """Nats for a nat of the bits' entropy: the fewer cells, the more."""
-    return min(0.5, max(MIN_ENTROPY_BONUS, (1000 / max(n_cells, 1)) ** 2))
-
-
-class QBVAE(VAE):
+class QBVAE(BoltzmannMixin, VAE):
     """:class:`scvi.module.VAE` whose code follows a restricted Boltzmann machine.
 
     Parameters are those of :class:`scvi.module.VAE` and
@@ -60,11 +41,11 @@ class QBVAE(VAE):
         Hidden bits of the RBM besides the code; 0 lays the RBM over the two halves of the code.
         ``None`` chooses 0 for bits and 32 for continuous codes.
     relaxation
-        Gradient through the bits, see :class:`~scqbm.posterior.BitEncoder`.
+        Gradient through the bits, see :class:`~scqbm.module.BitEncoder`.
     temperature
         Temperature of the relaxation, where it has one.
     batch_mixing
-        Nats that the loss pays for a unit of :func:`~scqbm.mixing.batch_discrepancy`, which asks
+        Nats that the loss pays for a unit of :func:`~scqbm.module.batch_discrepancy`, which asks
         the codes of all batches to follow one distribution; 0 leaves the negative ELBO. It is no
         part of any reported ELBO and does not warm up: what codes never learnt of their batch
         need not be unlearnt. ``None`` chooses 50 for bits and 0 for continuous codes.
@@ -94,7 +75,7 @@ class QBVAE(VAE):
         n_batch: int = 0,
         n_labels: int = 0,
         n_hidden: int = 128,
-        n_latent: int = 128,
+        n_latent: int | None = None,
         n_layers: int = 1,
         n_continuous_cov: int = 0,
         n_cats_per_cov: list[int] | None = None,
@@ -121,19 +102,23 @@ class QBVAE(VAE):
         relaxation: Relaxation = "reinmax",
         temperature: float = 0.5,
         batch_mixing: float | None = None,
-        input_dropout: float = 0.0,
-        decoder_dropout: float = 0.0,
-        entropy_bonus: float = 0.0,
+        input_dropout: float | None = None,
+        decoder_dropout: float | None = None,
+        entropy_bonus: float | None = None,
         prior_topology: Literal["zephyr", "pegasus"] | nx.Graph | None = None,
+        n_cells: int | None = None,
     ):
-        _check_prior_arguments(
-            n_latent, latent_distribution, n_prior_hidden, relaxation, temperature, batch_mixing
+        _check_words(latent_distribution, relaxation, gene_likelihood)
+        chosen = Defaults.for_cells(n_cells, latent_distribution).with_given(
+            n_latent=n_latent,
+            n_prior_hidden=n_prior_hidden,
+            batch_mixing=batch_mixing,
+            input_dropout=input_dropout,
+            decoder_dropout=decoder_dropout,
+            entropy_bonus=entropy_bonus,
         )
-        _check_amount("input_dropout", input_dropout, below=1)
-        _check_of_bits_only("input_dropout", input_dropout, latent_distribution, "encoder")
-        _check_amount("decoder_dropout", decoder_dropout, below=1)
-        _check_amount("entropy_bonus", entropy_bonus)
-        _check_of_bits_only("entropy_bonus", entropy_bonus, latent_distribution, "posterior")
+        _check_numbers(chosen, latent_distribution)
+        positive("temperature", temperature)
         if prior_topology is not None and latent_distribution != "bernoulli":
             raise ValueError(
                 "`prior_topology` needs bits (latent_distribution='bernoulli'): a chip has no "
@@ -144,7 +129,7 @@ class QBVAE(VAE):
             n_batch=n_batch,
             n_labels=n_labels,
             n_hidden=n_hidden,
-            n_latent=n_latent,
+            n_latent=chosen.n_latent,
             n_layers=n_layers,
             n_continuous_cov=n_continuous_cov,
             n_cats_per_cov=n_cats_per_cov,
@@ -175,21 +160,18 @@ class QBVAE(VAE):
                 self.z_encoder.mean_encoder,
                 relaxation,
                 temperature,
-                input_dropout,
+                chosen.input_dropout,
                 n_genes=n_input,
             )
-        if decoder_dropout > 0:
+        if chosen.decoder_dropout > 0:
             for layer in self.decoder.px_decoder.fc_layers:
-                layer[-1] = nn.Dropout(decoder_dropout)  # SCVI leaves this place empty
-        if n_prior_hidden is None:
-            n_prior_hidden = DEFAULT_HIDDEN[latent_distribution]
-        if batch_mixing is None:
-            batch_mixing = DEFAULT_MIXING[latent_distribution]
-        self.batch_mixing = batch_mixing
-        self.entropy_bonus = entropy_bonus
+                layer[-1] = nn.Dropout(chosen.decoder_dropout)  # SCVI leaves this place empty
+        self.chosen = chosen  # what the defaults came to
+        self.batch_mixing = chosen.batch_mixing
+        self.entropy_bonus = chosen.entropy_bonus
         self.prior = RBMPrior(
-            n_latent,
-            n_prior_hidden,
+            chosen.n_latent,
+            chosen.n_prior_hidden,
             gaussian=latent_distribution == "normal",
             topology=prior_topology,
         )
@@ -220,32 +202,22 @@ class QBVAE(VAE):
         generative_outputs: dict[str, Distribution | None],
         kl_weight: Tensor | float = 1.0,
     ) -> LossOutput:
-        """Negative ELBO, less the bonus on entropy, plus the price of codes that tell their batch.
+        """Negative ELBO plus the penalty of batch mixing, minus the bonus on entropy.
 
         Only the KL is scaled by ``kl_weight``; the prior's own learning signal is not.
         """
         qz, z = inference_outputs[MODULE_KEYS.QZ_KEY], inference_outputs[MODULE_KEYS.Z_KEY]
         x = tensors[REGISTRY_KEYS.X_KEY]
         reconstruction = -generative_outputs[MODULE_KEYS.PX_KEY].log_prob(x).sum(-1)
-        with torch.autocast(z.device.type, enabled=False):  # energies need every digit
-            kl_z = self.prior.kl(qz, z)
-            contrast = self.prior.contrast(qz, z)
-        kl_l = torch.zeros_like(kl_z)
+        terms = self.boltzmann_terms(qz, z, tensors[REGISTRY_KEYS.BATCH_KEY], self.n_batch)
+        kl_l = torch.zeros_like(terms.kl)
         if not self.use_observed_lib_size:
             ql, pl = inference_outputs[MODULE_KEYS.QL_KEY], generative_outputs[MODULE_KEYS.PL_KEY]
             kl_l = kl_divergence(ql, pl).sum(1)
-        loss = (reconstruction + kl_weight * kl_z + kl_l).mean() + contrast
-        if self.batch_mixing > 0 and self.n_batch > 1:
-            with torch.autocast(z.device.type, enabled=False):
-                codes = qz.loc.to(torch.promote_types(qz.loc.dtype, torch.float32))
-                batch = tensors[REGISTRY_KEYS.BATCH_KEY]
-                discrepancy = batch_discrepancy(codes, batch, self.n_batch)
-            loss = loss + self.batch_mixing * discrepancy
-        if self.entropy_bonus > 0:
-            loss = loss - self.entropy_bonus * qz.entropy().sum(-1).mean()
-        payload = {}
+        loss = terms.add_to((reconstruction + kl_weight * terms.kl + kl_l).mean())
+        extra = terms.metrics()
         if self.extra_payload_autotune:
-            payload = {
+            extra |= {
                 "z": z,
                 "batch": tensors[REGISTRY_KEYS.BATCH_KEY],
                 "labels": tensors[REGISTRY_KEYS.LABELS_KEY],
@@ -253,8 +225,8 @@ class QBVAE(VAE):
         return LossOutput(
             loss=loss,
             reconstruction_loss=reconstruction,
-            kl_local={MODULE_KEYS.KL_L_KEY: kl_l, MODULE_KEYS.KL_Z_KEY: kl_z},
-            extra_metrics=payload,
+            kl_local={MODULE_KEYS.KL_L_KEY: kl_l, MODULE_KEYS.KL_Z_KEY: terms.kl},
+            extra_metrics=extra,
         )
 
     @torch.inference_mode()
@@ -304,43 +276,36 @@ class QBVAE(VAE):
         return log_likelihood.mean().item() if return_mean else log_likelihood.cpu()
 
 
-def _check_prior_arguments(
-    n_latent: int,
-    latent_distribution: str,
-    n_prior_hidden: int | None,
-    relaxation: str,
-    temperature: float,
-    batch_mixing: float | None,
-) -> None:
+def _check_words(latent_distribution: str, relaxation: str, gene_likelihood: str) -> None:
     if latent_distribution not in LATENT_DISTRIBUTIONS:
         hint = " (a logistic normal has no RBM prior)" if latent_distribution == "ln" else ""
         raise ValueError(
             f"`latent_distribution` must be 'bernoulli' or 'normal', not "
             f"{latent_distribution!r}{hint}."
         )
-    if n_prior_hidden is not None and n_prior_hidden < 0:
-        raise ValueError(f"`n_prior_hidden` must be 0 or more, not {n_prior_hidden}.")
-    if latent_distribution == "normal" and n_prior_hidden == 0:
+    one_of("relaxation", relaxation, RELAXATIONS)
+    one_of("gene_likelihood", gene_likelihood, GENE_LIKELIHOODS)
+
+
+def _check_numbers(chosen: Defaults, latent_distribution: str) -> None:
+    amount("n_prior_hidden", chosen.n_prior_hidden)
+    if latent_distribution == "normal" and chosen.n_prior_hidden == 0:
         raise ValueError(
             "`n_prior_hidden` must be at least 1 with latent_distribution='normal': two Gaussian "
             "halves would only make another Gaussian."
         )
-    in_halves = latent_distribution == "bernoulli" and not n_prior_hidden
-    if n_latent < 1 + in_halves:
+    in_halves = chosen.n_prior_hidden == 0
+    if chosen.n_latent < 1 + in_halves:
         reason = " because its two halves are the RBM's layers" if in_halves else ""
-        raise ValueError(f"`n_latent` must be at least {1 + in_halves}, not {n_latent}{reason}.")
-    if relaxation not in RELAXATIONS:
-        raise ValueError(f"`relaxation` must be one of {RELAXATIONS}, not {relaxation!r}.")
-    if temperature <= 0:
-        raise ValueError(f"`temperature` must be positive, not {temperature}.")
-    if batch_mixing is not None:
-        _check_amount("batch_mixing", batch_mixing)
-
-
-def _check_amount(name: str, value: float, below: float = math.inf) -> None:
-    if not (isinstance(value, Real) and 0 <= value < below):
-        limit = "" if below == math.inf else f" and below {below:g}"
-        raise ValueError(f"`{name}` must be 0 or more{limit}, not {value!r}.")
+        raise ValueError(
+            f"`n_latent` must be at least {1 + in_halves}, not {chosen.n_latent}{reason}."
+        )
+    amount("batch_mixing", chosen.batch_mixing)
+    amount("input_dropout", chosen.input_dropout, below=1)
+    amount("decoder_dropout", chosen.decoder_dropout, below=1)
+    amount("entropy_bonus", chosen.entropy_bonus)
+    _check_of_bits_only("input_dropout", chosen.input_dropout, latent_distribution, "encoder")
+    _check_of_bits_only("entropy_bonus", chosen.entropy_bonus, latent_distribution, "posterior")
 
 
 def _check_of_bits_only(name: str, value: float, latent_distribution: str, its: str) -> None:

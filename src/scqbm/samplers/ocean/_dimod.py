@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scqbm._checks import positive
 from scqbm.ising import RBM, spins_to_bits
 from scqbm.samplers._base import Draws, Sampler
-from scqbm.samplers._ising_problem import IsingProblem, coupled_pairs
+from scqbm.samplers.ocean._problem import IsingProblem, coupled_pairs
 
 if TYPE_CHECKING:
     import dimod
@@ -46,8 +47,7 @@ class DimodSampler(Sampler):
             raise TypeError(
                 f"`sampler` must be a dimod sampler, which {type(sampler).__name__} is not."
             )
-        if beta <= 0:
-            raise ValueError(f"`beta` must be positive, not {beta}.")
+        positive("beta", beta)
         self.sampler = sampler
         self.beta = beta
         self.parameters = parameters
@@ -123,8 +123,7 @@ class DimodSampler(Sampler):
         reads = np.repeat(answer.record.sample[:, order], answer.record.num_occurrences, axis=0)
         bits = spins_to_bits(torch.from_numpy(reads.astype(np.float64))).to(**like)
         if rbm.gaussian:
-            hidden, visible = bits, rbm.visible_field(bits)
-            visible = visible + torch.randn(visible.shape, generator=generator, **like)
+            visible, hidden = rbm.draw_visible(bits, generator), bits
         else:
             visible, hidden = bits.tensor_split([rbm.n_visible], 1)
         info = {

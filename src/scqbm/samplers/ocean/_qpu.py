@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scqbm.ising import RBM, spins_to_bits
+from scqbm._checks import at_least, one_of, positive
+from scqbm.ising import RBM, effective_beta, spins_to_bits
+from scqbm.samplers._adapt import rescaled
 from scqbm.samplers._base import Draws, Sampler
-from scqbm.samplers._chip import BudgetSpent, Chip, Outage, redacted
-from scqbm.samplers._embedding import Embedding
 from scqbm.samplers._gibbs import GibbsSampler
-from scqbm.samplers._health import effective_beta
-from scqbm.samplers._ising_machine import rescaled
-from scqbm.samplers._ising_problem import IsingProblem, coupled_pairs
-from scqbm.samplers._placing import place
+from scqbm.samplers.ocean._chip import BudgetSpent, Chip, Outage, redacted
+from scqbm.samplers.ocean._embedding import Embedding
+from scqbm.samplers.ocean._placing import place
+from scqbm.samplers.ocean._problem import IsingProblem, coupled_pairs
 
 if TYPE_CHECKING:
     import dimod
@@ -114,26 +114,17 @@ class QPUSampler(Sampler):
                 f"`child` must be a structured dimod sampler such as DWaveSampler, which "
                 f"{type(child).__name__} is not: give it to DimodSampler."
             )
-        if chain_breaks not in CHAIN_BREAKS:
-            raise ValueError(
-                f"`chain_breaks` must be one of {CHAIN_BREAKS}, not {chain_breaks!r}."
-            )
-        for name, value, least in (
-            ("n_gauges", n_gauges, 0),
-            ("retries", retries, 0),
-            ("backoff", backoff, 0),
-            ("retry_every", retry_every, 1),
-            ("max_qpu_time", max_qpu_time or 0, 0),
-        ):
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least}, not {value}.")
-        for name, value in (
-            ("beta", beta),
-            ("chain_strength", chain_strength),
-            ("timeout", timeout),
-        ):
-            if value is not None and not value > 0:
-                raise ValueError(f"`{name}` must be positive, not {value}.")
+        one_of("chain_breaks", chain_breaks, CHAIN_BREAKS)
+        at_least("n_gauges", n_gauges, 0)
+        at_least("retries", retries, 0)
+        at_least("backoff", backoff, 0)
+        at_least("retry_every", retry_every, 1)
+        if max_qpu_time is not None:
+            at_least("max_qpu_time", max_qpu_time, 0)
+        positive("beta", beta)
+        positive("timeout", timeout)
+        if chain_strength is not None:
+            positive("chain_strength", chain_strength)
         for name in ("num_reads", "auto_scale", "seed"):
             if name in parameters:
                 raise ValueError(f"`{name}` is set by QPUSampler itself: leave it out.")
@@ -270,9 +261,7 @@ class QPUSampler(Sampler):
                 scale, n_seen = rescaled(scale, beta * scale / used, n_seen)
         visible, hidden = layers
         if rbm.gaussian:
-            mean = rbm.visible_field(hidden)
-            like = {"dtype": mean.dtype, "device": mean.device}
-            visible = mean + torch.randn(mean.shape, generator=generator, **like)
+            visible = rbm.draw_visible(hidden, generator)
         if broken > _FRAYED:
             self._say(
                 "breaks",

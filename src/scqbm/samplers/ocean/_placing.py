@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scqbm.samplers._embedding import find_pairs
-from scqbm.topology import TOPOLOGIES, ideal_graph, native_layout
+from scqbm.ising import TOPOLOGIES, ideal_graph, native_layout
+from scqbm.samplers.ocean._embedding import find_pairs
 
 if TYPE_CHECKING:
     import networkx as nx

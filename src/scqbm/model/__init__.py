@@ -1,0 +1,7 @@
+"""Models: QBMVI, and the parts that other models with a Boltzmann prior can use."""
+
+from scqbm.model._decoding import decode, random_cells
+from scqbm.model._prior_mixin import BoltzmannPriorMixin
+from scqbm.model._qbmvi import QBMVI
+
+__all__ = ["QBMVI", "BoltzmannPriorMixin", "decode", "random_cells"]

@@ -1,0 +1,148 @@
+"""Counts from codes, by the decoder of any model built on scVI's module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+from scvi.model.base import BaseModelClass
+from scvi.module._constants import MODULE_KEYS
+from torch import Tensor
+
+from scqbm._checks import positive, which_cells
+
+COVARIATES = (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.CAT_COVS_KEY, REGISTRY_KEYS.CONT_COVS_KEY)
+
+
+@torch.inference_mode()
+def decode(
+    model: BaseModelClass,
+    codes: np.ndarray,
+    like: Sequence[int] | Iterable[dict[str, Tensor | None]],
+    *,
+    batch: str | None = None,
+    library_size: float | None = None,
+    batch_size: int = 512,
+    seed: int = 0,
+) -> AnnData:
+    """Draw a cell's counts for each code; all that is not in the code is taken from real cells.
+
+    Parameters
+    ----------
+    model
+        The trained model.
+    codes
+        One row a cell.
+    like
+        For each, the cell of the model's data whose batch, depth and covariates it gets; or
+        minibatches of such cells, which are used from the start again if they are too few.
+    batch
+        One batch for all instead.
+    library_size
+        One total count for all instead.
+    batch_size
+        Cells at a time.
+    seed
+        Seed of the counts.
+
+    Returns
+    -------
+    Counts in ``X``, codes in ``obsm``, and in ``obs`` the registered covariates that were used.
+    """
+    names = _batch_names(model)
+    if batch is not None and str(batch) not in names:
+        raise ValueError(f"`batch` must be one of {names}, not {batch!r}.")
+    if library_size is not None:
+        positive("library_size", library_size)
+    by_index = not hasattr(like, "__iter__") or isinstance(like, np.ndarray | Sequence)
+    if by_index:
+        like = which_cells(model.adata.n_obs, like, "like")
+        loader = model._make_data_loader(model.adata, indices=like, batch_size=batch_size)
+    else:
+        loader = _repeated(like, len(codes))
+    module, counts, batches = model.module, [], []
+    codes = torch.as_tensor(codes, dtype=torch.float32, device=model.device)
+    done = 0
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for tensors in loader:
+            tensors = {k: x.to(model.device) for k, x in tensors.items() if x is not None}
+            if batch is not None:
+                given = tensors[REGISTRY_KEYS.BATCH_KEY]
+                tensors[REGISTRY_KEYS.BATCH_KEY] = torch.full_like(given, names.index(str(batch)))
+            outputs = module.inference(**module._get_inference_input(tensors))
+            if library_size is not None:
+                outputs[MODULE_KEYS.LIBRARY_KEY].fill_(np.log(library_size))
+            z = codes[done : done + len(tensors[REGISTRY_KEYS.X_KEY])]
+            done += len(z)
+            outputs[MODULE_KEYS.Z_KEY] = z
+            generative = module.generative(**module._get_generative_input(tensors, outputs))
+            drawn = generative[MODULE_KEYS.PX_KEY].sample()
+            counts.append(sparse.csr_matrix(drawn.cpu().numpy()))
+            batches.append(tensors[REGISTRY_KEYS.BATCH_KEY].flatten().cpu().numpy())
+    if by_index:
+        obs = _covariates(model, like)
+        batch_column = model.adata_manager.get_state_registry(COVARIATES[0]).original_key
+        if batch is not None and batch_column in obs:
+            obs[batch_column] = str(batch)
+        var = model.adata.var[[]].copy()
+    else:
+        of_cell = np.concatenate(batches).astype(int)
+        obs = pd.DataFrame({"batch": [names[b] if b < len(names) else str(b) for b in of_cell]})
+        var = None
+    obs.index = [f"drawn_{i}" for i in range(len(obs))]
+    cells = AnnData(sparse.vstack(counts, format="csr"), obs=obs, var=var)
+    cells.obsm["code"] = codes.cpu().numpy()
+    return cells
+
+
+def random_cells(model: BaseModelClass, n: int, seed: int) -> np.ndarray:
+    """Random training cells of a model, each at most once while they last."""
+    cells = getattr(model, "train_indices", None)
+    cells = np.arange(model.adata.n_obs) if cells is None else np.asarray(cells)
+    return np.random.default_rng(seed).choice(cells, n, replace=n > len(cells))
+
+
+def _batch_names(model: BaseModelClass) -> list[str]:
+    """Names of the batches in the order of their codes, as far as the registry has them."""
+    fields = (getattr(model, "registry_", None) or {}).get("field_registries") or {}
+    state = (fields.get(REGISTRY_KEYS.BATCH_KEY) or {}).get("state_registry") or {}
+    return [str(name) for name in state.get("categorical_mapping", ())]
+
+
+def _covariates(model: BaseModelClass, cells: np.ndarray) -> pd.DataFrame:
+    """What the decoder is given of these cells besides the code; nothing else of ``obs``."""
+    fields = model.adata_manager.data_registry
+    keys = [key for key in COVARIATES if key in fields]
+    if getattr(model.module, "dispersion", None) == "gene-label":
+        keys.append(REGISTRY_KEYS.LABELS_KEY)
+    columns = []
+    for key in keys:
+        state = model.adata_manager.get_state_registry(key)
+        if "original_key" in state:  # one column of categories
+            columns.append(state.original_key)
+        else:
+            columns += list(state.get("field_keys", state.get("columns", ())))
+    columns = [c for c in dict.fromkeys(columns) if not c.startswith("_scvi")]
+    return model.adata.obs[columns].iloc[cells].reset_index(drop=True)
+
+
+def _repeated(loader: Iterable[dict[str, Tensor | None]], n: int) -> Iterator[dict]:
+    """Minibatches until they hold ``n`` cells, cut to that number."""
+    left = n
+    while left > 0:
+        before = left
+        for tensors in loader:
+            size = len(tensors[REGISTRY_KEYS.X_KEY])
+            keep = min(size, left)
+            yield {k: x if x is None else x[:keep] for k, x in tensors.items()}
+            left -= keep
+            if left == 0:
+                return
+        if left == before:
+            raise ValueError("`dataloader` holds no cells (a generator runs only once).")

@@ -1,0 +1,212 @@
+"""What a model says about its prior: energies, log Z, draws of codes and of cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from anndata import AnnData
+from torch import Tensor
+
+from scqbm._checks import which_cells, whole
+from scqbm.ising import LogPartition, can_enumerate
+from scqbm.model._decoding import decode, random_cells
+from scqbm.prior import Prior
+from scqbm.samplers import ExactSampler, GibbsSampler, Sampler, ask, check_sampler
+
+
+class BoltzmannPriorMixin:
+    """Methods of a model whose module has a :class:`~scqbm.prior.Prior` as ``prior``."""
+
+    def get_log_partition(
+        self, n_chains: int = 2000, n_steps: int = 1000, seed: int = 0
+    ) -> LogPartition:
+        """``log Z`` of the prior and its standard error.
+
+        Exact (error 0) if the RBM's smaller layer of bits has at most 20 units, else by annealed
+        importance sampling.
+
+        Parameters
+        ----------
+        n_chains
+            Chains of the annealed estimate, at least 2.
+        n_steps
+            Steps of each chain, at least 1.
+        seed
+            Seed of the estimate.
+        """
+        whole("n_chains", n_chains, 2)
+        whole("n_steps", n_steps, 1)
+        prior = self._prior()
+        generator = torch.Generator(device=prior.log_z.device).manual_seed(seed)
+        return prior.log_partition(n_chains, n_steps, generator)
+
+    @torch.inference_mode()
+    def get_prior_energy(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        dataloader: Iterable[dict[str, Tensor | None]] | None = None,
+        *,
+        n_samples: int = 100,
+        return_error: bool = False,
+        seed: int = 0,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Expected energy of each cell's code under the prior: low where such codes are common.
+
+        Exact for bits whose two halves are the layers of the RBM (the default), else an average
+        over draws of each cell's code.
+
+        Parameters
+        ----------
+        adata
+            The cells, with the genes of the training data; the training data by default.
+        indices
+            Positions of the cells, or a Boolean mask; all by default.
+        batch_size
+            Cells at a time; ``scvi.settings.batch_size`` by default.
+        dataloader
+            Minibatches in the place of ``adata``, as dictionaries of tensors.
+        n_samples
+            Draws of each cell's code, where the expectation is not exact.
+        return_error
+            Also return the standard error of each energy, which is 0 where they are exact.
+        seed
+            Seed of the draws.
+        """
+        whole("n_samples", n_samples, 2 if return_error else 1)
+        self._check_if_trained(warn=False)
+        energies, errors = [], []
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for tensors in self._minibatches(adata, indices, batch_size, dataloader):
+                outputs = self.module.inference(**self.module._get_inference_input(tensors))
+                energy, error = self._expected_energy(outputs, n_samples)
+                energies.append(energy.cpu())
+                errors.append(error.cpu())
+        energy, error = torch.cat(energies).numpy(), torch.cat(errors).numpy()
+        return (energy, error) if return_error else energy
+
+    def _expected_energy(self, outputs: dict, n_samples: int) -> tuple[Tensor, Tensor]:
+        qz, prior = outputs["qz"], self.module.prior
+        if prior.expectation_is_exact:
+            energy = prior.expected_energy(qz, outputs["z"])
+            return energy, torch.zeros_like(energy)
+        draws = torch.stack([prior.energy(qz.sample()) for _ in range(n_samples)])
+        return draws.mean(0), draws.std(0, correction=min(1, n_samples - 1)) / n_samples**0.5
+
+    def _minibatches(
+        self, adata, indices, batch_size, dataloader
+    ) -> Iterable[dict[str, Tensor | None]]:
+        """The cells that a method was asked for, by whichever way."""
+        if dataloader is not None:
+            if adata is not None or indices is not None:
+                raise ValueError("`dataloader` stands for all cells: leave `adata` and `indices`.")
+            return dataloader
+        self._need_cells("dataloader")
+        adata = self._validate_anndata(adata)
+        indices = None if indices is None else which_cells(adata.n_obs, indices)
+        return self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size)
+
+    @torch.no_grad()
+    def sample_prior(
+        self, n_samples: int = 1000, sampler: Sampler | None = None, seed: int = 0
+    ) -> np.ndarray:
+        """Codes drawn from the prior, shape ``(n_samples, n_latent)``.
+
+        Parameters
+        ----------
+        n_samples
+            How many.
+        sampler
+            By default exact where the prior is small enough, else annealed block Gibbs chains.
+        seed
+            Seed of the draws.
+        """
+        if n_samples < 1:
+            raise ValueError(f"`n_samples` must be at least 1, not {n_samples}.")
+        prior = self._prior()
+        rbm = prior.rbm()
+        if sampler is None:
+            small = can_enumerate(rbm)
+            sampler = ExactSampler() if small else GibbsSampler(n_sweeps=1000, n_anneal=1000)
+        check_sampler(sampler)
+        generator = torch.Generator(device=rbm.W.device).manual_seed(seed)
+        draws = ask(sampler, rbm, n_samples, None, generator)
+        code = prior.code(draws.visible, draws.hidden)
+        weights = draws.weights
+        if weights is None and len(code) < n_samples:  # some machines return fewer
+            weights = torch.ones(len(code), device=code.device)
+        if weights is not None and not (
+            len(code) == n_samples and torch.allclose(weights, weights.mean())
+        ):
+            code = code[torch.multinomial(weights, n_samples, True, generator=generator)]
+        return code[:n_samples].cpu().numpy()
+
+    def sample_cells(
+        self,
+        n_samples: int = 1000,
+        *,
+        batch: str | None = None,
+        library_size: float | None = None,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        dataloader: Iterable[dict[str, Tensor | None]] | None = None,
+    ) -> AnnData:
+        """Simulate new cells: codes drawn from the prior, counts from the decoder.
+
+        Parameters
+        ----------
+        n_samples
+            How many.
+        batch
+            Batch of all cells. By default the batch, with the depth and any registered covariates,
+            of random training cells.
+        library_size
+            Total count that all cells are drawn at, by default those of the same cells.
+        sampler
+            Where the codes come from, see :meth:`sample_prior`.
+        seed
+            Seed of the draws.
+        dataloader
+            Minibatches of cells whose batch, depth and covariates are used in the place of those
+            of random training cells; needed if the model was trained from a datamodule.
+
+        Returns
+        -------
+        Counts in ``X``; codes in ``obsm["code"]``; in ``obs`` the batch and covariates that each
+        cell was decoded with, and ``"prior_energy"``, the energy of its code; in ``uns`` how the
+        cells were made.
+        """
+        self._check_if_trained(warn=False)
+        prior = self._prior()
+        if dataloader is None:
+            self._need_cells("dataloader")
+        codes = self.sample_prior(n_samples, sampler, seed)
+        like = random_cells(self, n_samples, seed) if dataloader is None else dataloader
+        cells = decode(self, codes, like, batch=batch, library_size=library_size, seed=seed)
+        with torch.inference_mode():
+            energy = prior.energy(torch.as_tensor(codes, device=self.device))
+        cells.obs["prior_energy"] = energy.cpu().numpy()
+        made = {
+            "model": type(self).__name__,
+            "sampler": "default" if sampler is None else repr(sampler),
+            "seed": seed,
+            "batch": batch,
+            "library_size": library_size,
+        }
+        cells.uns["sample_cells"] = {k: v for k, v in made.items() if v is not None}
+        return cells
+
+    def _prior(self) -> Prior:
+        if self.module is None:
+            raise RuntimeError("The model has no prior yet: call train(datamodule=...) first.")
+        return self.module.prior
+
+    def _need_cells(self, argument: str) -> None:
+        if self._adata is None:
+            raise ValueError(
+                f"`{argument}` must be given, since this model was trained without an AnnData."
+            )

@@ -1,0 +1,98 @@
+"""First and second moments of a machine: enumerated where it is small, else sampled."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scqbm.ising import RBM, bits_to_spins, can_enumerate, enumerate_hidden, smaller_hidden
+from scqbm.samplers._base import Draws, Sampler
+from scqbm.samplers._tempering import TemperingSampler
+
+
+class Moments(NamedTuple):
+    """Means of the visible layer, the hidden spins and their products.
+
+    Bits count as spins, +-1. ``square`` is the mean of the squared visible units (1 for spins) and
+    ``n_draws`` how many independent draws the means rest on, infinite where they are exact.
+    """
+
+    visible: Tensor
+    hidden: Tensor
+    product: Tensor
+    square: Tensor
+    n_draws: float = float("inf")
+
+    def variances(self) -> tuple[Tensor, Tensor]:
+        """Variances of a single draw: of both layers' units, and of the products."""
+        first = torch.cat([self.square - self.visible.square(), 1 - self.hidden.square()])
+        return first.clamp(min=0), (self.square[:, None] - self.product.square()).clamp(min=0)
+
+
+@torch.no_grad()
+def moments(
+    rbm: RBM,
+    sampler: Sampler | None = None,
+    n_draws: int = 256,
+    n_queries: int = 40,
+    generator: torch.Generator | None = None,
+) -> Moments:
+    """Moments of a machine: by enumeration if its smaller layer of bits allows, else sampled.
+
+    Parameters
+    ----------
+    rbm
+        The machine.
+    sampler
+        Where enumeration is not wanted or not possible; a long parallel tempering if ``None``.
+    n_draws
+        Draws a query.
+    n_queries
+        Queries pooled.
+    generator
+        Source of random numbers on the device of ``rbm``.
+    """
+    if sampler is None and can_enumerate(rbm):
+        return _enumerated(rbm.to(torch.float64))
+    if sampler is None:
+        sampler = TemperingSampler(n_sweeps=20, n_replicas=24, n_start=2000)
+    state, seen = None, []
+    for _ in range(n_queries):
+        draws = sampler.sample(rbm, n_draws, state, generator)
+        state = draws.state
+        seen.append(of_draws(rbm, draws))
+    # queries of one chain are no independent draws: a quarter of them count as such
+    return mean_of(seen, float(n_draws * max(1, n_queries // 4)))
+
+
+def mean_of(seen: list[Moments], n_draws: float) -> Moments:
+    parts = zip(*(one[:4] for one in seen), strict=True)
+    return Moments(*(torch.stack(part).mean(0) for part in parts), n_draws=n_draws)
+
+
+def of_draws(rbm: RBM, draws: Draws) -> Moments:
+    """Weighted means over one query."""
+    v = draws.visible.double() if rbm.gaussian else bits_to_spins(draws.visible.double())
+    s = bits_to_spins(draws.hidden.double())
+    w = v.new_ones(len(v)) if draws.weights is None else draws.weights.double()
+    w = w / w.sum()
+    return Moments(w @ v, w @ s, (v * w[:, None]).T @ s, w @ v.square(), float(len(v)))
+
+
+def _enumerated(rbm: RBM) -> Moments:
+    rbm, swapped = smaller_hidden(rbm)
+    energy = torch.cat([energy for _, energy in enumerate_hidden(rbm)])
+    p = torch.softmax(-energy, 0)
+    parts, first = [], 0
+    for h, energy in enumerate_hidden(rbm):
+        w, first = p[first : first + len(energy)], first + len(energy)
+        field, s = rbm.visible_field(h), bits_to_spins(h)
+        v = field if rbm.gaussian else bits_to_spins(field.sigmoid())
+        square = w @ (v.square() + 1) if rbm.gaussian else w.sum() * torch.ones_like(rbm.a)
+        parts.append((w @ v, w @ s, (v * w[:, None]).T @ s, square))
+    v, s, product, square = (torch.stack(part).sum(0) for part in zip(*parts, strict=True))
+    if swapped:
+        return Moments(s, v, product.T, torch.ones_like(s))
+    return Moments(v, s, product, square)

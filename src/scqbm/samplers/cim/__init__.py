@@ -1,0 +1,6 @@
+"""Coherent Ising machines: simulated, or QBoson's through its own software."""
+
+from scqbm.samplers.cim._kaiwu import KaiwuSampler
+from scqbm.samplers.cim._simulated import CIMSampler
+
+__all__ = ["CIMSampler", "KaiwuSampler"]

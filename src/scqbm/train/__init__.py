@@ -1,0 +1,6 @@
+"""Training: the plan, and the negative phase that brings a sampler's draws to the prior."""
+
+from scqbm.train._negative_phase import NegativePhase
+from scqbm.train._plan import BoltzmannPlanMixin, QBMTrainingPlan, plan_arguments
+
+__all__ = ["BoltzmannPlanMixin", "NegativePhase", "QBMTrainingPlan", "plan_arguments"]

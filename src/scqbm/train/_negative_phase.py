@@ -1,0 +1,184 @@
+"""The negative phase: the only place that knows both the model and a sampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from scqbm._checks import at_least
+from scqbm.prior import Prior
+from scqbm.samplers import Draws, GibbsSampler, Sampler, SamplerError, ask, check_sampler
+from scqbm.train._log_z import LogZ
+from scqbm.train._monitor import Monitor
+
+_GAP_EVERY = 10  # steps between two comparisons of mean energies, which keeps them cheap
+
+
+class NegativePhase(Callback):
+    """Asks a sampler for draws from the prior at each training step and delivers them.
+
+    It also keeps the prior's log Z current, and logs the health of the negatives every epoch:
+
+    * ``prior_memory``: correlation of the negatives with those at the epoch's start, draw by draw;
+    * ``prior_ess``: how many independent negatives the epoch's worst query was worth, by its
+      weights and by ``roots`` if the sampler reports them;
+    * ``prior_beta``: inverse temperature of the last negatives under the prior;
+    * ``prior_gap``: mean energy of the data's codes minus that of the negatives, in nats.
+
+    Parameters
+    ----------
+    sampler
+        Any :class:`~scqbm.samplers.Sampler`; by default persistent block Gibbs chains.
+    n_draws
+        Negatives a query.
+    every
+        Query at every ``every``-th step, and reuse the draws in between.
+    """
+
+    def __init__(self, sampler: Sampler | None = None, n_draws: int = 256, every: int = 1):
+        at_least("sample_every", every, 1)
+        at_least("n_negatives", n_draws, 1)
+        self.sampler = GibbsSampler() if sampler is None else sampler
+        check_sampler(self.sampler)
+        self.n_draws = n_draws
+        self.every = every
+        self._log_z = LogZ()
+        self._monitor = Monitor(n_draws)
+        self._draws: Draws | None = None  # of the last query
+        self._generator: torch.Generator | None = None
+        self._restored: dict | None = None
+        self._clock = 0
+        self._negative_energy: Tensor | None = None
+
+    # -- Lightning hooks -----------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Seed the generator: from torch's global one, and apart on each rank."""
+        prior = prior_of(pl_module)
+        if not prior.learns:
+            return
+        device = prior.log_z.device
+        self._log_z.begin()
+        self._generator = torch.Generator(device=device)
+        # drawn even on resume, so that resumed and uninterrupted runs see one global sequence
+        self._generator.manual_seed(int(torch.randint(2**62, ())) + trainer.global_rank)
+        restored, self._restored = self._restored, None
+        if restored is None:
+            return
+        torch.set_rng_state(restored["torch_rng"])
+        if trainer.global_rank == 0:  # the checkpoint holds rank 0's chains only
+            self._generator.set_state(restored["generator"])
+            if restored["negatives"] is not None:
+                self._draws = Draws(
+                    restored["negatives"],
+                    restored["hidden"],
+                    restored["sampler"],
+                    restored["weights"],
+                )
+                prior.deliver(self._draws.visible, self._draws.weights)
+                self._log_z.load(restored["energy"], restored["shift"], device)
+        self._clock = restored["clock"]
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the epoch's record of the negatives' health."""
+        self._monitor.start_epoch()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Query the sampler, before the training step."""
+        prior = prior_of(pl_module)
+        if not prior.learns:
+            return
+        self._log_z.follow(prior)
+        if self._clock % self.every == 0:
+            self._draws = self._query(prior, trainer.global_step)
+            prior.deliver(self._draws.visible, self._draws.weights)
+            self._log_z.restart(prior)
+            self._monitor.record(prior, self._draws)
+        measured = batch_idx % _GAP_EVERY == 0
+        self._negative_energy = prior.mean_negative_energy() if measured else None
+        self._clock += 1
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        """Compare the energies of both phases, at the parameters that the step began with."""
+        if self._negative_energy is not None:
+            self._monitor.compare(prior_of(pl_module), self._negative_energy)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refresh log Z, so that the validation ELBO is that of the present parameters."""
+        prior = prior_of(pl_module)
+        if prior.learns and self._generator is not None:
+            self._log_z.refresh(prior, self._generator)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop a diverged training; log how well the chains mix."""
+        prior = prior_of(pl_module)
+        loss = trainer.callback_metrics.get("train_loss", prior.log_z)
+        if not bool(torch.isfinite(loss + prior.log_z)):
+            raise _diverged(f"in epoch {trainer.current_epoch}")
+        if not prior.learns or self._draws is None:
+            return
+        health = self._monitor.end_epoch(prior, self._draws.hidden, trainer.current_epoch)
+        for name, value in health.items():
+            pl_module.log(name, value, on_step=False, on_epoch=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the prior with a fresh log Z."""
+        prior = prior_of(pl_module)
+        if prior.learns:
+            self._log_z.refresh(prior, self._generator)
+
+    def state_dict(self) -> dict:
+        """Chains, counters and random states: tensors and ints, for an exact resume."""
+        if self._generator is None:
+            return {}
+        draws = self._draws
+        return {
+            "sampler": {} if draws is None else draws.state,
+            "generator": self._generator.get_state(),
+            "torch_rng": torch.get_rng_state(),
+            "clock": self._clock,
+            "negatives": None if draws is None else draws.visible,
+            "hidden": None if draws is None else draws.hidden,
+            "weights": None if draws is None else draws.weights,
+            **self._log_z.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Keep what a checkpoint held until the fit starts."""
+        self._restored = state_dict or None
+
+    # -- one query -----------------------------------------------------------------------------
+
+    def _query(self, prior: Prior, step: int) -> Draws:
+        # before the sampler is blamed
+        if not all(bool(p.isfinite().all()) for p in prior.parameters()):
+            raise _diverged(f"at step {step}")
+        rbm = prior.rbm().to(prior.log_z.device)
+        state = None if self._draws is None else self._draws.state
+        when = f" at step {step}"
+        try:
+            return ask(self.sampler, rbm, self.n_draws, state, self._generator, when)
+        except SamplerError as error:
+            text = f"{error} The model keeps its training up to that step."
+            raise SamplerError(text) from error.__cause__
+
+
+def prior_of(pl_module: pl.LightningModule) -> Prior:
+    """The prior of a training plan's module, compiled or not."""
+    module = pl_module.module
+    return getattr(module, "_orig_mod", module).prior
+
+
+def _diverged(when: str) -> FloatingPointError:
+    return FloatingPointError(
+        f"Training diverged {when}: the loss or the prior is no longer finite. Train a new model "
+        "with a lower lr in plan_kwargs, or clip gradients with gradient_clip_val."
+    )

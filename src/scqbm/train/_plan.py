@@ -1,0 +1,177 @@
+"""scvi-tools' training plans with a negative phase."""
+
+from __future__ import annotations
+
+from inspect import signature
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from scvi.module.base import BaseModuleClass
+from scvi.train import Trainer, TrainingPlan
+from torch.optim.lr_scheduler import LambdaLR
+
+from scqbm._checks import amount
+from scqbm.samplers import Sampler
+from scqbm.train._negative_phase import NegativePhase, prior_of
+
+DEFAULT_LR = 3e-3
+MAX_PRIOR_LR = 1e-3
+
+
+class BoltzmannPlanMixin:
+    """Brings the negative phase to any training plan of scvi-tools.
+
+    Inherit from it before the plan: ``class MyPlan(BoltzmannPlanMixin, TrainingPlan)``. The plan's
+    module must have a :class:`~scqbm.prior.Prior` as ``prior``.
+
+    Parameters
+    ----------
+    module
+        The module to train.
+    *args
+        Passed to the plan.
+    sampler
+        Sampler of the prior; persistent block Gibbs chains if ``None``.
+    sample_every
+        Query the sampler at every so many steps.
+    n_negatives
+        Draws a query.
+    prior_lr
+        Learning rate of the prior. By default that of the networks, but at most 1e-3: at a higher
+        rate, clusters of codes can grow that no chain visits.
+    n_epochs_constant_lr
+        From this epoch on, or from three quarters of the training if those come first, all
+        learning rates fall in equal steps to 0. ``None`` keeps them constant, as in scvi-tools,
+        and so does ``reduce_lr_on_plateau``.
+    **kwargs
+        Passed to the plan.
+    """
+
+    def __init__(
+        self,
+        module: BaseModuleClass,
+        *args,
+        sampler: Sampler | None = None,
+        sample_every: int = 1,
+        n_negatives: int = 256,
+        prior_lr: float | None = None,
+        n_epochs_constant_lr: int | None = None,
+        **kwargs,
+    ):
+        if n_epochs_constant_lr is not None:
+            amount("n_epochs_constant_lr", n_epochs_constant_lr)
+        if prior_lr is not None:
+            amount("prior_lr", prior_lr)
+        self.negative_phase = NegativePhase(sampler, n_negatives, sample_every)
+        super().__init__(module, *args, **kwargs)
+        self.n_epochs_constant_lr = n_epochs_constant_lr
+        if prior_lr is None and self.optimizer_name != "Custom" and self.lr > MAX_PRIOR_LR:
+            prior_lr = MAX_PRIOR_LR
+        self.prior_lr = prior_lr
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The plan's, and the negative phase unless the user brought one."""
+        mine = [c for c in self.trainer.callbacks if isinstance(c, NegativePhase)]
+        return [*super().configure_callbacks(), *([] if mine else [self.negative_phase])]
+
+    def get_optimizer_creator(self):
+        """The plan's optimizer; the prior is a second group of it if its learning rate differs."""
+        create = super().get_optimizer_creator()
+        if self.prior_lr is None:
+            return create
+
+        def with_prior_group(params):
+            ours = set(prior_of(self).parameters())
+            params = list(params)
+            groups = [
+                {"params": [p for p in params if p not in ours], "name": "vae"},
+                {"params": [p for p in params if p in ours], "name": "prior", "lr": self.prior_lr},
+            ]
+            return create([group for group in groups if group["params"]])
+
+        return with_prior_group
+
+    def configure_optimizers(self):
+        """The plan's, with rates that fall towards the end of a training of known length."""
+        config = super().configure_optimizers()
+        epochs = self.trainer.max_epochs or 0
+        if self.n_epochs_constant_lr is None or self.reduce_lr_on_plateau or epochs < 1:
+            return config
+        falling = _Falling(min(self.n_epochs_constant_lr, 0.75 * epochs), epochs)
+        scheduler = LambdaLR(config["optimizer"], falling)
+        return config | {"lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    def on_train_epoch_start(self) -> None:
+        """The monitor renames the networks' rate if groups are two: keep scvi-tools' name."""
+        super().on_train_epoch_start()
+        optimizer = self.trainer.optimizers[0]
+        monitored = any(isinstance(c, LearningRateMonitor) for c in self.trainer.callbacks)
+        if monitored and len(optimizer.param_groups) > 1:
+            self.log(f"lr-{type(optimizer).__name__}", optimizer.param_groups[0]["lr"])
+
+
+class _Falling:
+    """Factor on a learning rate: 1 for a while, then in equal steps to 0 (a class: it pickles)."""
+
+    def __init__(self, constant: float, epochs: int):
+        self.constant = constant
+        self.epochs = epochs
+
+    def __call__(self, epoch: int) -> float:
+        return min(1.0, max(0, self.epochs - epoch) / (self.epochs - self.constant))
+
+
+class QBMTrainingPlan(BoltzmannPlanMixin, TrainingPlan):
+    """:class:`scvi.train.TrainingPlan` with a negative phase and the defaults of QBMVI.
+
+    Parameters
+    ----------
+    module
+        A :class:`~scqbm.module.QBVAE`.
+    sampler, sample_every, n_negatives, prior_lr
+        As in :class:`BoltzmannPlanMixin`.
+    lr
+        Learning rate of the networks: 3e-3, three times scvi-tools' own. At scvi-tools' rate, bits
+        need more epochs.
+    n_epochs_constant_lr
+        As in :class:`BoltzmannPlanMixin`, 30 by default: at a constant rate, small data overfit.
+    n_epochs_kl_warmup
+        Epochs in which the weight of the KL term rises from 0 to 1: 20, where scvi-tools has 400.
+    **kwargs
+        Those of :class:`scvi.train.TrainingPlan`.
+    """
+
+    def __init__(
+        self,
+        module: BaseModuleClass,
+        *,
+        sampler: Sampler | None = None,
+        sample_every: int = 1,
+        n_negatives: int = 256,
+        prior_lr: float | None = None,
+        lr: float = DEFAULT_LR,
+        n_epochs_constant_lr: int | None = 30,
+        n_epochs_kl_warmup: int | None = 20,
+        **kwargs,
+    ):
+        super().__init__(
+            module,
+            sampler=sampler,
+            sample_every=sample_every,
+            n_negatives=n_negatives,
+            prior_lr=prior_lr,
+            lr=lr,
+            n_epochs_constant_lr=n_epochs_constant_lr,
+            n_epochs_kl_warmup=n_epochs_kl_warmup,
+            **kwargs,
+        )
+
+
+def plan_arguments() -> set[str]:
+    """Names of arguments that belong to the training plan and not to the trainer."""
+
+    def names(*classes: type) -> set[str]:
+        return {name for cls in classes for name in signature(cls.__init__).parameters}
+
+    plan = names(QBMTrainingPlan, BoltzmannPlanMixin, TrainingPlan)
+    return plan - names(Trainer, pl.Trainer) - {"module", "args", "loss_kwargs"}
