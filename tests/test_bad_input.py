@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
+from helpers import assert_one_sentence
 from scipy.sparse import csr_matrix
 from scvi.data import synthetic_iid
 
@@ -111,11 +112,6 @@ def test_one_bit_is_enough_beside_hidden_ones():
     model = make(n_latent=1, n_prior_hidden=2)
     model.train(1, **QUIET)
     assert model.get_latent_representation().shape == (80, 1)
-
-
-def assert_one_sentence(error):
-    text = str(error)
-    assert text.endswith(".") and "\n" not in text and ". " not in text
 
 
 @pytest.mark.parametrize(

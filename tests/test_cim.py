@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
+from helpers import random_rbm
 from scvi.data import synthetic_iid
 
 from scqbm import QBMVI
@@ -16,13 +17,8 @@ from scqbm.samplers.cim._machine import ising_matrix, max_level
 BARE = {"noise": 0.05, "n_sweeps": 0, "adapt": False}  # the optimiser
 
 
-def random_rbm(n_visible, n_hidden, gaussian=False, seed=0, scale=1.0, dtype=torch.float32):
-    g = torch.Generator().manual_seed(seed)
-    a, b, W = (
-        scale * torch.randn(shape, generator=g, dtype=torch.float64)
-        for shape in ((n_visible,), (n_hidden,), (n_visible, n_hidden))
-    )
-    return RBM(0.5 * a, 0.5 * b, W, gaussian).to(dtype)
+def weak_fields(n_visible, n_hidden, gaussian=False, seed=0, scale=1.0, dtype=torch.float32):
+    return random_rbm(n_visible, n_hidden, gaussian, seed, scale, bias=0.5, dtype=dtype)
 
 
 def draws_of(sampler, rbm, n_draws=2000, seed=0, state=None):
@@ -72,7 +68,7 @@ def z_of_moments(draws, rbm):
 
 @pytest.mark.parametrize("gaussian", [False, True])
 def test_matrix_with_auxiliary_spin_has_the_priors_energies(gaussian):
-    rbm = random_rbm(3, 4, gaussian, dtype=torch.float64)
+    rbm = weak_fields(3, 4, gaussian, dtype=torch.float64)
     K = ising_matrix(rbm).numpy()
     assert np.array_equal(K, K.T) and not K.diagonal().any()
     states, energy = table(rbm)
@@ -85,7 +81,7 @@ def test_matrix_with_auxiliary_spin_has_the_priors_energies(gaussian):
 @pytest.mark.parametrize("gaussian", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 def test_without_noise_it_finds_the_ground_state(gaussian, seed):
-    rbm = random_rbm(5, 5, gaussian, seed, scale=1.5)
+    rbm = weak_fields(5, 5, gaussian, seed, scale=1.5)
     draws = draws_of(CIMSampler(**BARE), rbm, 200)
     states, energy = table(rbm)
     found = (bits_of(draws, rbm) == states[energy.argmin()]).all(1)
@@ -97,14 +93,14 @@ def test_without_noise_it_finds_the_ground_state(gaussian, seed):
     ("gaussian", "scale"), [(False, 0.5), (False, 1.5), (True, 0.5), (True, 1)]
 )
 def test_moments_agree_with_enumeration(gaussian, scale):
-    rbm = random_rbm(5, 5, gaussian, seed=3, scale=scale)
+    rbm = weak_fields(5, 5, gaussian, seed=3, scale=scale)
     z = z_of_moments(draws_of(CIMSampler(), rbm, 3000), rbm)
     assert np.sqrt((z**2).mean()) < 1.6
     assert np.abs(z).max() < 5
 
 
 def test_corrections_earn_their_place():
-    rbm = random_rbm(5, 5, seed=3, scale=2.0)
+    rbm = weak_fields(5, 5, seed=3, scale=2.0)
     error = {}
     for name, kwargs in {
         "bare": BARE,
@@ -117,7 +113,7 @@ def test_corrections_earn_their_place():
 
 
 def test_gaussian_units_follow_their_bits():
-    rbm = random_rbm(4, 3, gaussian=True)
+    rbm = weak_fields(4, 3, gaussian=True)
     draws = draws_of(CIMSampler(), rbm, 4000)
     noise = draws.visible - rbm.visible_field(draws.hidden)
     assert noise.mean(0).abs().max() < 5 / 4000**0.5
@@ -126,7 +122,7 @@ def test_gaussian_units_follow_their_bits():
 
 @pytest.mark.parametrize("noise", [0.6, 1.6])
 def test_temperature_is_found_from_either_side(noise):
-    rbm = random_rbm(5, 5, scale=1.5)
+    rbm = weak_fields(5, 5, scale=1.5)
     sampler = CIMSampler(noise=noise)
     at_first = draws_of(CIMSampler(noise=noise, adapt=False), rbm).info["beta"]
     assert at_first > 1.2 if noise < 1 else at_first < 0.8
@@ -138,7 +134,7 @@ def test_temperature_is_found_from_either_side(noise):
 def test_temperature_follows_a_prior_that_grows():
     sampler, state, betas = CIMSampler(), None, []
     for step in range(12):
-        rbm = random_rbm(6, 6, scale=0.3 + 0.15 * step)
+        rbm = weak_fields(6, 6, scale=0.3 + 0.15 * step)
         draws = draws_of(sampler, rbm, 500, step, state)
         state = draws.state
         betas.append(draws.info["beta"])
@@ -147,7 +143,7 @@ def test_temperature_follows_a_prior_that_grows():
 
 @pytest.mark.parametrize("bits", [2, 4, 8, None])
 def test_couplings_are_rounded(bits):
-    K = ising_matrix(random_rbm(5, 5, dtype=torch.float64))
+    K = ising_matrix(weak_fields(5, 5, dtype=torch.float64))
     _, used = CIMSampler(n_steps=1, bits=bits).read(K, 1, torch.Generator().manual_seed(0))
     if bits is None:
         assert torch.equal(used, K)
@@ -161,7 +157,7 @@ def test_couplings_are_rounded(bits):
 
 
 def test_rounding_is_reported_and_mended():
-    rbm = random_rbm(5, 5, scale=1.5)
+    rbm = weak_fields(5, 5, scale=1.5)
     coarse = draws_of(CIMSampler(bits=3, n_sweeps=0), rbm, 2000)
     K = ising_matrix(rbm)
     step = K.abs().max() / 3
@@ -174,7 +170,7 @@ def test_rounding_is_reported_and_mended():
 
 
 def test_without_couplings_the_units_are_independent():
-    rbm = random_rbm(5, 5).scaled(0.0)
+    rbm = weak_fields(5, 5).scaled(0.0)
     assert np.abs(z_of_moments(draws_of(CIMSampler(), rbm), rbm)).max() < 5
     flat = RBM(torch.zeros(3), torch.zeros(4), torch.zeros(3, 4))
     draws = draws_of(CIMSampler(n_sweeps=0), flat)
@@ -184,13 +180,13 @@ def test_without_couplings_the_units_are_independent():
 
 @pytest.mark.parametrize("gaussian", [False, True])
 def test_huge_couplings_stay_finite(gaussian):
-    draws = draws_of(CIMSampler(n_steps=50), random_rbm(30, 30, gaussian, scale=50.0), 20)
+    draws = draws_of(CIMSampler(n_steps=50), weak_fields(30, 30, gaussian, scale=50.0), 20)
     assert draws.visible.isfinite().all()
     assert all(np.isfinite(list(draws.info.values())))
 
 
 def test_same_seed_same_draws_and_state_apart():
-    rbm, sampler = random_rbm(4, 4), CIMSampler(n_steps=50)
+    rbm, sampler = weak_fields(4, 4), CIMSampler(n_steps=50)
     first, again, other = (draws_of(sampler, rbm, 50, seed) for seed in (0, 0, 1))
     assert torch.equal(first.visible, again.visible) and torch.equal(first.hidden, again.hidden)
     assert not torch.equal(first.visible, other.visible)
@@ -206,7 +202,7 @@ def test_same_seed_same_draws_and_state_apart():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_shapes_and_dtype(dtype):
-    draws = draws_of(CIMSampler(n_steps=10), random_rbm(3, 5, dtype=dtype), 7)
+    draws = draws_of(CIMSampler(n_steps=10), weak_fields(3, 5, dtype=dtype), 7)
     assert draws.visible.shape == (7, 3) and draws.hidden.shape == (7, 5)
     assert draws.visible.dtype == draws.hidden.dtype == dtype
 

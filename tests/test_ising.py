@@ -7,9 +7,9 @@ import dimod
 import numpy as np
 import pytest
 import torch
+from helpers import random_rbm
 
 from scqbm.ising import (
-    RBM,
     all_states,
     annealed_log_partition,
     bits_to_spins,
@@ -17,15 +17,6 @@ from scqbm.ising import (
     log_partition,
     spins_to_bits,
 )
-
-
-def random_rbm(n_visible, n_hidden, gaussian=False, seed=0, scale=1.0):
-    g = torch.Generator().manual_seed(seed)
-    a, b, W = (
-        scale * torch.randn(shape, generator=g, dtype=torch.float64)
-        for shape in ((n_visible,), (n_hidden,), (n_visible, n_hidden))
-    )
-    return RBM(a, b, W, gaussian)
 
 
 def energy_by_hand(rbm, v, h):
