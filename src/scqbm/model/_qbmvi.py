@@ -1,4 +1,4 @@
-"""QBMVI: :class:`scvi.model.SCVI` with a Boltzmann prior."""
+"""QBMVI, scvi.model.SCVI with a Boltzmann prior (long: all arguments of SCVI spelled out)."""
 
 from __future__ import annotations
 

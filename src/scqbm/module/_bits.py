@@ -1,15 +1,16 @@
-"""The bits' factorial posterior and the encoder that draws differentiable bits from it."""
+"""The factorial posterior of the bits, and the encoder that draws differentiable bits."""
 
 from __future__ import annotations
 
+import sys
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-_EPS = 1e-6  # keeps log-probabilities of saturated bits finite: at most 13.8 nats a bit
-_GAIN = 2.0  # from head to log-odds: bits start with something to say and learn faster
+_EPS = 1e-6  # keeps log-probabilities of certain bits finite: at most 13.8 nats a bit
+_GAIN = 2.0  # from head to log-odds: bits start away from 0.5 and learn faster
 
 Relaxation = Literal["reinmax", "straight-through", "gumbel"]
 RELAXATIONS = get_args(Relaxation)
@@ -20,7 +21,7 @@ class BitPosterior(Distribution):
 
     scvi-tools reads ``loc`` and ``scale`` off a posterior, rebuilds it from ``arg_constraints``
     and expects ``log_prob`` of the sample's shape; torch's ``Bernoulli`` offers none of these.
-    Parameterised by ``probs`` so that ``loc`` survives storage bit for bit.
+    Parameterised by ``probs``, so that ``loc`` is the same after it was stored.
     """
 
     arg_constraints = {"probs": constraints.unit_interval}
@@ -49,7 +50,7 @@ class BitPosterior(Distribution):
 
     @property
     def logits(self) -> Tensor:
-        """Log-odds, finite for saturated bits."""
+        """Log-odds, finite for certain bits."""
         p = self.probs.clamp(_EPS, 1 - _EPS)
         return p.log() - (-p).log1p()
 
@@ -81,14 +82,14 @@ class BitPosterior(Distribution):
 
 
 class BitEncoder(nn.Module):
-    """SCVI's encoder with its mean head read as log-odds of bits.
+    """SCVI's encoder whose mean is read as the log-odds of bits.
 
     The code is hard bits in training as in evaluation, so the ELBO is that of the discrete model.
-    Only the gradient needs a surrogate, the slope that the bit shows to its log-odds:
+    Only the gradient is approximate. The derivative of a bit by its log-odds is taken to be:
 
     ``"reinmax"``
-        half the distance of the bit from its probability, which gives a decoder quadratic in each
-        bit its exact gradient (Liu et al. 2023, for two classes);
+        half the distance of the bit from its probability, which is exact on average for a decoder
+        that is quadratic in each bit (Liu et al. 2023, for two classes);
     ``"straight-through"``
         the slope of the probability;
     ``"gumbel"``
@@ -105,23 +106,23 @@ class BitEncoder(nn.Module):
     temperature
         Temperature of ``"gumbel"``.
     input_dropout
-        Share of the genes that each cell hides from the trunk in training.
+        Share of the genes that the trunk does not see of each cell in training.
     n_genes
-        How many of the inputs are genes; covariates behind them are never hidden.
+        How many of the inputs are genes, all by default; covariates after them are always seen.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
         mean_encoder: nn.Linear,
-        relaxation: Relaxation,
-        temperature: float,
-        input_dropout: float,
-        n_genes: int,
+        relaxation: Relaxation = "reinmax",
+        temperature: float = 0.5,
+        input_dropout: float = 0.0,
+        n_genes: int | None = None,
     ):
         super().__init__()
         self.input_dropout = nn.Dropout(input_dropout)
-        self.n_genes = n_genes
+        self.n_genes = sys.maxsize if n_genes is None else n_genes
         self.encoder = encoder
         self.mean_encoder = mean_encoder
         self.relaxation = relaxation

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from scqbm._checks import amount
+
 LATENT_DISTRIBUTIONS = ("bernoulli", "normal")
 
 
@@ -63,8 +65,41 @@ class Defaults:
         """The same with the arguments that are not ``None``."""
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
+    def check(self, latent_distribution: str) -> None:
+        """Raise a ValueError that names the first value that cannot be."""
+        bits = latent_distribution == "bernoulli"
+        amount("n_prior_hidden", self.n_prior_hidden)
+        if not bits and self.n_prior_hidden == 0:
+            raise ValueError(
+                "`n_prior_hidden` must be at least 1 with latent_distribution='normal': two "
+                "Gaussian halves would only make another Gaussian."
+            )
+        least = 1 if self.n_prior_hidden else 2
+        if self.n_latent < least:
+            reason = "" if self.n_prior_hidden else " because its two halves are the RBM's layers"
+            raise ValueError(f"`n_latent` must be at least {least}, not {self.n_latent}{reason}.")
+        amount("batch_mixing", self.batch_mixing)
+        amount("input_dropout", self.input_dropout, below=1)
+        amount("decoder_dropout", self.decoder_dropout, below=1)
+        amount("entropy_bonus", self.entropy_bonus)
+        for name, its in (("input_dropout", "encoder"), ("entropy_bonus", "posterior")):
+            if not bits and getattr(self, name) > 0:
+                raise ValueError(
+                    f"`{name}` is for bits: latent_distribution='normal' has SCVI's {its}."
+                )
+
     def __str__(self) -> str:
         return ", ".join(f"{name}: {_short(value)}" for name, value in asdict(self).items())
+
+
+def check_family(latent_distribution: str) -> None:
+    """Raise a ValueError unless there is such a kind of code."""
+    if latent_distribution not in LATENT_DISTRIBUTIONS:
+        hint = " (a logistic normal has no RBM prior)" if latent_distribution == "ln" else ""
+        raise ValueError(
+            f"`latent_distribution` must be 'bernoulli' or 'normal', not "
+            f"{latent_distribution!r}{hint}."
+        )
 
 
 def _short(value: Any) -> str:

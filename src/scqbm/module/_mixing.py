@@ -1,8 +1,8 @@
-"""How far the codes of the batches are from following one distribution.
+"""How much the codes of the batches differ.
 
-A flexible prior has a mode for whatever the codes do, so it never asks batches to share modes: a
-code that tells its batch costs at most the entropy of the batches, about a nat. The model says
-otherwise (one prior for all batches), and the statistic below lets the loss ask for it.
+The model has one prior for all batches. A flexible prior does not enforce it: it can give each
+batch modes of its own, and a code that holds its batch then costs at most the entropy of the
+batches, about a nat. The statistic below lets the loss penalise such codes.
 """
 
 from __future__ import annotations

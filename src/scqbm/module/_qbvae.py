@@ -1,4 +1,4 @@
-"""scVI's module with a Boltzmann prior in place of N(0, I)."""
+"""scVI's module with a Boltzmann prior (long: all arguments of scVI's are spelled out)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from scvi.utils import unsupported_if_adata_minified
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
 
-from scqbm._checks import amount, one_of, positive
+from scqbm._checks import one_of, positive
 from scqbm.module._bits import RELAXATIONS, BitEncoder, BitPosterior, Relaxation
 from scqbm.module._boltzmann import BoltzmannMixin
-from scqbm.module._defaults import LATENT_DISTRIBUTIONS, Defaults
+from scqbm.module._defaults import Defaults, check_family
 from scqbm.prior import RBMPrior
 
 if TYPE_CHECKING:
@@ -31,42 +31,73 @@ GENE_LIKELIHOODS = ("zinb", "nb", "poisson", "normal")
 class QBVAE(BoltzmannMixin, VAE):
     """:class:`scvi.module.VAE` whose code follows a restricted Boltzmann machine.
 
-    Parameters are those of :class:`scvi.module.VAE` and
-
     Parameters
     ----------
+    n_input
+        Genes.
+    n_batch
+        Batches.
+    n_labels
+        Cell types, for ``dispersion="gene-label"``.
+    n_hidden
+        Units of each hidden layer of the encoder and the decoder.
+    n_latent
+        Units of the code; by default 128 bits or 10 real numbers.
+    n_layers
+        Hidden layers of the encoder and of the decoder.
+    n_continuous_cov
+        Continuous covariates.
+    n_cats_per_cov
+        Categories of each categorical covariate.
+    dropout_rate
+        Share of its hidden units that the encoder drops in a training step.
+    dispersion
+        ``"gene"``, ``"gene-batch"``, ``"gene-label"`` or ``"gene-cell"``.
+    log_variational
+        Whether the encoder sees log(1 + counts).
+    gene_likelihood
+        ``"zinb"``, ``"nb"``, ``"poisson"`` or ``"normal"``.
     latent_distribution
         ``"bernoulli"`` (bits) or ``"normal"`` (continuous under a Gaussian-Bernoulli RBM).
+    encode_covariates, deeply_inject_covariates, batch_representation
+        How covariates enter the networks, see :class:`scvi.module.VAE`.
+    use_batch_norm, use_layer_norm
+        Which networks are normalised: ``"encoder"``, ``"decoder"``, ``"both"`` or ``"none"``.
+    use_size_factor_key, use_observed_lib_size, library_log_means, library_log_vars
+        Where the depth of a cell comes from, see :class:`scvi.module.VAE`.
+    extra_payload_autotune
+        For scvi-tools' autotune.
+    var_activation, extra_encoder_kwargs, extra_decoder_kwargs, batch_embedding_kwargs
+        Passed to the networks, see :class:`scvi.module.VAE`.
     n_prior_hidden
-        Hidden bits of the RBM besides the code; 0 lays the RBM over the two halves of the code.
-        ``None`` chooses 0 for bits and 32 for continuous codes.
+        Hidden bits of the RBM besides the code; 0 makes the two halves of the code its layers. By
+        default 0 for bits and 32 for continuous codes.
     relaxation
         Gradient through the bits, see :class:`~scqbm.module.BitEncoder`.
     temperature
         Temperature of the relaxation, where it has one.
     batch_mixing
-        Nats that the loss pays for a unit of :func:`~scqbm.module.batch_discrepancy`, which asks
-        the codes of all batches to follow one distribution; 0 leaves the negative ELBO. It is no
-        part of any reported ELBO and does not warm up: what codes never learnt of their batch
-        need not be unlearnt. ``None`` chooses 50 for bits and 0 for continuous codes.
+        Weight of a penalty on codes that differ between batches
+        (:func:`~scqbm.module.batch_discrepancy`); 0 leaves the negative ELBO. It is not part of
+        any reported ELBO and is active from the first epoch. By default 50 for bits and 0 for
+        continuous codes.
     input_dropout
-        Share of the genes that each cell hides from the encoder in training, so that it does not
-        learn single cells by heart; bits would do so sooner than Gaussian codes, which have SCVI's
-        encoder and hide none. :func:`default_input_dropout` says what suits how many cells.
+        Share of the genes that the encoder does not see in a training step, against overfitting.
+        For bits only.
     decoder_dropout
-        Share of its hidden units that the decoder drops in training, where SCVI's drops none, so
-        that it does not learn single cells by heart either. :func:`default_decoder_dropout` says
-        what suits how many cells.
+        Share of its hidden units that the decoder drops in a training step, against overfitting.
     entropy_bonus
-        Nats that the loss gives for each nat of the bits' posterior entropy, beyond the nat that
-        the ELBO gives: bits that have no say then stay undecided, where a learnt prior would
-        settle them into ever more, ever sharper clusters of codes. It is no part of any reported
-        ELBO and does not warm up. :func:`default_entropy_bonus` says what suits how many cells.
+        Weight of a bonus for the entropy of the bits' posterior: uninformative bits stay near 0.5,
+        where the prior would otherwise sort cells into many small clusters. It is not part of any
+        reported ELBO and is active from the first epoch. For bits only.
     prior_topology
         ``"zephyr"`` or ``"pegasus"`` couples only the units that an annealer's chip couples, so
-        that no chains are needed there; the working graph of a chip
+        that no chains are needed there. The working graph of a chip
         (:attr:`scqbm.samplers.QPUSampler.graph`) also avoids its missing qubits. ``None`` couples
         all units of one layer to all of the other.
+    n_cells
+        Cells of the training data, by which :class:`~scqbm.module.Defaults` chooses what was left
+        out; ``None`` if it is not known.
     """
 
     def __init__(
@@ -108,7 +139,10 @@ class QBVAE(BoltzmannMixin, VAE):
         prior_topology: Literal["zephyr", "pegasus"] | nx.Graph | None = None,
         n_cells: int | None = None,
     ):
-        _check_words(latent_distribution, relaxation, gene_likelihood)
+        check_family(latent_distribution)
+        one_of("relaxation", relaxation, RELAXATIONS)
+        one_of("gene_likelihood", gene_likelihood, GENE_LIKELIHOODS)
+        positive("temperature", temperature)
         chosen = Defaults.for_cells(n_cells, latent_distribution).with_given(
             n_latent=n_latent,
             n_prior_hidden=n_prior_hidden,
@@ -117,8 +151,7 @@ class QBVAE(BoltzmannMixin, VAE):
             decoder_dropout=decoder_dropout,
             entropy_bonus=entropy_bonus,
         )
-        _check_numbers(chosen, latent_distribution)
-        positive("temperature", temperature)
+        chosen.check(latent_distribution)
         if prior_topology is not None and latent_distribution != "bernoulli":
             raise ValueError(
                 "`prior_topology` needs bits (latent_distribution='bernoulli'): a chip has no "
@@ -274,40 +307,3 @@ class QBVAE(BoltzmannMixin, VAE):
             passes.append(log_weight.reshape(n, -1))
         log_likelihood = torch.cat(passes).logsumexp(0) - math.log(n_mc_samples)
         return log_likelihood.mean().item() if return_mean else log_likelihood.cpu()
-
-
-def _check_words(latent_distribution: str, relaxation: str, gene_likelihood: str) -> None:
-    if latent_distribution not in LATENT_DISTRIBUTIONS:
-        hint = " (a logistic normal has no RBM prior)" if latent_distribution == "ln" else ""
-        raise ValueError(
-            f"`latent_distribution` must be 'bernoulli' or 'normal', not "
-            f"{latent_distribution!r}{hint}."
-        )
-    one_of("relaxation", relaxation, RELAXATIONS)
-    one_of("gene_likelihood", gene_likelihood, GENE_LIKELIHOODS)
-
-
-def _check_numbers(chosen: Defaults, latent_distribution: str) -> None:
-    amount("n_prior_hidden", chosen.n_prior_hidden)
-    if latent_distribution == "normal" and chosen.n_prior_hidden == 0:
-        raise ValueError(
-            "`n_prior_hidden` must be at least 1 with latent_distribution='normal': two Gaussian "
-            "halves would only make another Gaussian."
-        )
-    in_halves = chosen.n_prior_hidden == 0
-    if chosen.n_latent < 1 + in_halves:
-        reason = " because its two halves are the RBM's layers" if in_halves else ""
-        raise ValueError(
-            f"`n_latent` must be at least {1 + in_halves}, not {chosen.n_latent}{reason}."
-        )
-    amount("batch_mixing", chosen.batch_mixing)
-    amount("input_dropout", chosen.input_dropout, below=1)
-    amount("decoder_dropout", chosen.decoder_dropout, below=1)
-    amount("entropy_bonus", chosen.entropy_bonus)
-    _check_of_bits_only("input_dropout", chosen.input_dropout, latent_distribution, "encoder")
-    _check_of_bits_only("entropy_bonus", chosen.entropy_bonus, latent_distribution, "posterior")
-
-
-def _check_of_bits_only(name: str, value: float, latent_distribution: str, its: str) -> None:
-    if value > 0 and latent_distribution == "normal":
-        raise ValueError(f"`{name}` is for bits: latent_distribution='normal' has SCVI's {its}.")

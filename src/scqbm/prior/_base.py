@@ -115,12 +115,14 @@ class Prior(nn.Module, ABC):
 
     def negative_energy(self, rbm: RBM | None = None) -> Tensor:
         """``F(v)`` of the negatives, hidden layer summed out (which lowers the noise)."""
-        return (self.rbm() if rbm is None else rbm).free_energy(self.negatives)
+        rbm = self.rbm() if rbm is None else rbm
+        return rbm.free_energy(self.negatives.to(rbm.W.dtype))
 
     @torch.no_grad()
     def mean_negative_energy(self) -> Tensor:
         """``<F>`` over the negatives, the same quantity as :attr:`positive_energy` over codes."""
-        rbm, v = self.rbm(), self.negatives
+        rbm = self.rbm()
+        v = self.negatives.to(rbm.W.dtype)
         # where the code holds both layers: the hidden one in expectation given the visible one
         return self._over_negatives(self.energy(self.code(v, rbm.hidden_field(v).sigmoid()), rbm))
 
