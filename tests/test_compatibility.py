@@ -1,8 +1,8 @@
 """Nothing moves under the user: seeded runs give the numbers that commit 2620093 gave.
 
-The models in ``models/`` were saved by that commit after exactly the training below. It wrote the
-numbers too, with scvi-tools 1.4.2 and torch 2.13.0 on one thread; other releases of either may
-differ in the last digits.
+The models in ``saved_models/`` were saved by that commit after exactly the training below. It
+wrote the numbers too, with scvi-tools 1.4.2 and torch 2.13.0 on one thread; other releases of
+either may differ in the last digits.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from scqbm import QBMVI
 from scqbm.data import simulate
 from scqbm.samplers import TemperingSampler
 
-MODELS = Path(__file__).parent / "models"
+MODELS = Path(__file__).parent / "saved_models"
 ARGUMENTS = {
     "bits": {"n_latent": 10},
     "hidden": {"n_latent": 9, "n_prior_hidden": 6},

@@ -7,39 +7,22 @@ import sys
 
 import numpy as np
 import pytest
-import scvi
 import torch
-from scvi.data import synthetic_iid
-from scvi.dataloaders import AnnDataLoader, DataSplitter
 from scvi.external import SOLO
 from scvi.model import SCANVI, SCVI
+from small_models import (
+    BITS,
+    BITS_HIDDEN,
+    NORMAL,
+    QUIET,
+    bits_or_normal,
+    data,
+    each_family,
+    trained,
+)
 
 from scqbm import QBMVI
-from scqbm.ising import all_states
 from scqbm.samplers import GibbsSampler
-
-QUIET = {"accelerator": "cpu", "batch_size": 32, "enable_progress_bar": False}
-BITS = {"latent_distribution": "bernoulli", "n_latent": 5}
-BITS_HIDDEN = {"latent_distribution": "bernoulli", "n_latent": 7, "n_prior_hidden": 3}
-NORMAL = {"latent_distribution": "normal", "n_latent": 5, "n_prior_hidden": 4}
-each_family = pytest.mark.parametrize(
-    "family", [BITS, BITS_HIDDEN, NORMAL], ids=["halves", "hidden", "normal"]
-)
-bits_or_normal = pytest.mark.parametrize("family", [BITS, NORMAL], ids=["bits", "normal"])
-
-
-def data(**kwargs):
-    scvi.settings.seed = 0
-    return synthetic_iid(**{"batch_size": 40, "n_genes": 30, **kwargs})
-
-
-def trained(family=BITS, epochs=2, adata=None, labels_key=None, lr=1e-3, **kwargs):
-    scvi.settings.seed = 0
-    adata = data() if adata is None else adata
-    QBMVI.setup_anndata(adata, batch_key="batch", labels_key=labels_key)
-    model = QBMVI(adata, n_hidden=16, **family, **kwargs)
-    model.train(epochs, plan_kwargs={"lr": lr, "prior_lr": 0.05}, **QUIET)
-    return model
 
 
 def coupling(model):
@@ -147,58 +130,6 @@ def test_query_mapping(family, unfrozen):
     assert model.get_elbo() != reference.get_elbo()
 
 
-def test_model_before_data():
-    adata = data(n_batches=3)
-    QBMVI.setup_anndata(adata, batch_key="batch")
-    datamodule = DataSplitter(QBMVI._get_most_recent_anndata_manager(adata))
-    datamodule.n_vars, datamodule.n_batch = adata.n_vars, 3
-    with pytest.warns(UserWarning, match="initialized without `adata`"):
-        model = QBMVI(
-            n_latent=5,
-            use_observed_lib_size=False,
-            library_log_means=np.full((1, 3), 4.0),
-            library_log_vars=np.ones((1, 3)),
-        )
-    assert model.module is None
-    with pytest.raises(RuntimeError, match="datamodule"):
-        model.sample_prior()
-    with pytest.raises(ValueError, match="max_epochs"):
-        model.train(datamodule=datamodule)
-    with pytest.raises(AttributeError):
-        model.train()
-    model.train(1, datamodule=datamodule, accelerator="cpu", enable_progress_bar=False)
-    assert not model.module.use_observed_lib_size
-    assert model.module.decoder.px_decoder.fc_layers[0][0].in_features == 5 + 3
-    assert model.sample_prior(3).shape == (3, 5)
-
-
-@bits_or_normal
-def test_model_from_a_datamodules_registry(tmp_path, family):
-    adata = data()
-    QBMVI.setup_anndata(adata, batch_key="batch")
-    manager = QBMVI._get_most_recent_anndata_manager(adata)
-    datamodule = DataSplitter(manager)
-    datamodule.registry = {
-        **manager.registry,
-        "model_name": "SCVI",
-        "setup_method_name": "setup_datamodule",
-    }
-    datamodule.n_vars, datamodule.n_batch, datamodule.n_labels = adata.n_vars, 2, 1
-    datamodule.n_samples = datamodule.batch_labels = datamodule.label_keys = None
-    model = QBMVI(registry=datamodule.registry, n_hidden=16, **family)
-    assert datamodule.registry["model_name"] == "SCVI"  # the caller's dict is left alone
-    model.train(1, datamodule=datamodule, accelerator="cpu", enable_progress_bar=False)
-    model.save(tmp_path / "model", datamodule=datamodule)
-    loaded = QBMVI.load(tmp_path / "model", adata=False, accelerator="cpu")
-    assert loaded.registry["model_name"] == "QBMVI"
-    loader = AnnDataLoader(manager, batch_size=20)
-    np.testing.assert_array_equal(
-        loaded.get_latent_representation(dataloader=loader),
-        model.get_latent_representation(dataloader=loader),
-    )
-    assert loaded.module.prior.log_z == model.module.prior.log_z
-
-
 @each_family
 @pytest.mark.parametrize("counts", ["", "_with_counts"])
 def test_minified(tmp_path, family, counts):
@@ -279,142 +210,6 @@ def test_aggregated_posterior_is_the_mixture():
     exact = np.log(np.prod(np.where(z, p, 1 - p), axis=1).mean())
     posterior = model.get_aggregated_posterior(indices=[3, 8])
     assert posterior.log_prob(torch.tensor(z)).item() == pytest.approx(exact, rel=1e-4)
-
-
-# -- the prior ----------------------------------------------------------------------------------
-
-
-@each_family
-def test_sample_prior(family):
-    model = trained(family)
-    z = model.sample_prior(4000)
-    assert z.shape == (4000, family["n_latent"])
-    assert (set(np.unique(z)) == {0, 1}) == (family is not NORMAL)
-    np.testing.assert_array_equal(z, model.sample_prior(4000))
-    assert not np.array_equal(z, model.sample_prior(4000, seed=1))
-    other = model.sample_prior(4000, sampler=GibbsSampler(n_sweeps=300))
-    np.testing.assert_allclose(z.mean(0), other.mean(0), atol=6 * z.std() / np.sqrt(2000))
-
-
-def test_sample_prior_beyond_enumeration():
-    """The default for large priors is block Gibbs: here one that enumeration still reaches."""
-    model = trained({"n_latent": 36}, epochs=1)
-    prior, generator = model.module.prior, torch.Generator().manual_seed(0)
-    for parameter in prior.parameters():
-        parameter.data = 0.7 * torch.randn(parameter.shape, generator=generator)
-    z = torch.from_numpy(model.sample_prior(4000))
-    rbm = prior.rbm()
-    h = all_states(rbm.n_hidden)
-    p = torch.softmax(-rbm.hidden_free_energy(h).double(), 0).float()
-    v_given_h = rbm.visible_field(h).sigmoid()
-    exact_v, exact_h = p @ v_given_h, p @ h
-    exact_vh = (v_given_h * p[:, None]).T @ h
-    v, h = z[:, :18], z[:, 18:]
-    # at most 1/2 over sqrt(4000) each: five of those
-    assert torch.allclose(v.mean(0), exact_v, atol=0.04)
-    assert torch.allclose(h.mean(0), exact_h, atol=0.04)
-    assert torch.allclose(v.T @ h / len(z), exact_vh, atol=0.04)
-
-
-@pytest.mark.parametrize("method", ["sample_prior", "sample_cells"])
-def test_sampling_nothing(method):
-    with pytest.raises(ValueError, match="`n_samples` must be at least 1, not 0"):
-        getattr(trained(), method)(0)
-
-
-@each_family
-def test_prior_energy(family):
-    model = trained(family)
-    energy = model.get_prior_energy(indices=[5, 1, 7], batch_size=2)
-    assert energy.shape == (3,) and np.isfinite(energy).all()
-    assert model.get_prior_energy().shape == (80,)
-    if family is BITS:
-        z = torch.as_tensor(model.get_latent_representation(indices=[5, 1, 7]))
-        exact = model.module.prior.energy(z).detach().numpy()
-        np.testing.assert_allclose(energy, exact, rtol=1e-5)
-
-
-# -- the encoder's view of the genes --------------------------------------------------------------
-
-
-def test_input_dropout_hides_its_share_in_training_only():
-    model = trained(input_dropout=0.25)
-    encoder, seen = model.module.z_encoder, []
-    encoder.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    genes, batch = torch.ones(400, 30), torch.zeros(400, 1)
-    for training in (True, False):
-        encoder.train(training)(genes, batch)
-    hidden = (seen[0] == 0).float().mean().item()
-    assert hidden == pytest.approx(0.25, abs=0.03) and (seen[1] == 1).all()
-
-
-def test_input_dropout_never_hides_covariates():
-    adata = data()
-    adata.obs["age"] = np.arange(adata.n_obs, dtype=float) + 1
-    QBMVI.setup_anndata(adata, batch_key="batch", continuous_covariate_keys=["age"])
-    model, seen = QBMVI(adata, encode_covariates=True, input_dropout=0.5, **BITS), []
-    trunk = model.module.z_encoder.encoder
-    trunk.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    model.train(1, **QUIET)
-    seen = torch.cat(
-        [x for x in seen if x.shape[-1] == 31 and (x[:, :30] == 0).float().mean() > 0.4]
-    )
-    assert len(seen) >= 72 and (seen[:, 30] > 0).all()
-
-
-@bits_or_normal
-@pytest.mark.parametrize("share", [0.0, 0.25])
-def test_decoder_drops_its_share_in_training_only(family, share):
-    model = trained(family, decoder_dropout=share, n_layers=2)
-    decoder, inner = model.module.decoder.px_decoder, []
-    for layer in decoder.fc_layers:  # ReLU's own zeros would count as dropped
-        next(p for p in layer if isinstance(p, torch.nn.ReLU)).register_forward_hook(
-            lambda *call: call[2] + 1
-        )
-    decoder.fc_layers[1][0].register_forward_pre_hook(lambda _, inputs: inner.append(inputs[0]))
-    z, batch = torch.rand(400, model.module.n_latent), torch.zeros(400, 1, dtype=torch.long)
-    for training in (True, False):
-        for units in (decoder.train(training)(z, batch), inner.pop()[:, :16]):
-            dropped = (units == 0).float().mean().item()
-            assert dropped == pytest.approx(share * training, abs=0.03)
-
-
-@pytest.mark.parametrize("wrong", [1.0, -0.1, "half"])
-def test_bad_decoder_dropout(wrong):
-    adata = data()
-    QBMVI.setup_anndata(adata)
-    with pytest.raises(ValueError, match="`decoder_dropout`"):
-        QBMVI(adata, decoder_dropout=wrong)
-
-
-@pytest.mark.parametrize(
-    ("family", "n", "dropout", "of_decoder", "bonus"),
-    [
-        (BITS, 80, 0.3, 0.292, 0.5),
-        (BITS, 2000, 0.3, 0.1, 0.25),
-        (BITS, 8000, 0.125, 0.0, 0.1),
-        (NORMAL, 80, 0.0, 0.0, 0.0),
-    ],
-)
-def test_fewer_cells_hide_more_and_settle_less(family, n, dropout, of_decoder, bonus):
-    adata = data(batch_size=n // 2, n_genes=5)
-    QBMVI.setup_anndata(adata)
-    model = QBMVI(adata, **family)
-    assert model.module.entropy_bonus == pytest.approx(bonus)
-    if family is BITS:
-        assert model.module.z_encoder.input_dropout.p == pytest.approx(dropout)
-    dropouts = [m.p for m in model.module.decoder.modules() if isinstance(m, torch.nn.Dropout)]
-    assert dropouts == ([pytest.approx(of_decoder)] if of_decoder else [])
-
-
-@pytest.mark.parametrize(
-    ("family", "wrong"), [(BITS, 1.0), (BITS, -0.1), (BITS, "half"), (NORMAL, 0.1)]
-)
-def test_bad_input_dropout(family, wrong):
-    adata = data()
-    QBMVI.setup_anndata(adata)
-    with pytest.raises(ValueError, match="`input_dropout`"):
-        QBMVI(adata, input_dropout=wrong, **family)
 
 
 # -- what SCVI's users do next -------------------------------------------------------------------

@@ -284,7 +284,11 @@ class QBMVI(BoltzmannPriorMixin, LatentMixin, SCVI, _WithoutData):
         given = {name: value for name, value in given.items() if value is not None}
         if given:
             plan_kwargs = {**_as_dict(plan_kwargs), **given}
-        if self.module is None and datamodule is not None:
+        if self.module is None:
+            if datamodule is None:
+                raise ValueError(
+                    "`datamodule` must be given, since the model was made without `adata`."
+                )
             self._module_kwargs["n_cells"] = _cells_of(datamodule)
         if plan_config is not None:
             trainer_kwargs["plan_config"] = plan_config
@@ -335,13 +339,13 @@ def _n_cells(adata: AnnData | None, registry: dict | None) -> int | None:
 
 def _cells_of(datamodule: LightningDataModule) -> int | None:
     """How many cells a datamodule has, which it may know only once it is set up."""
-    for attempt in (1, 2):
-        for name in ("n_obs", "n_samples"):
-            n = getattr(datamodule, name, None)
+    for is_set_up in (False, True):
+        if is_set_up:
+            datamodule.setup("fit")
+        for names in (["n_obs"], ["n_samples"], ["n_train", "n_val", "n_test"]):
+            n = sum(getattr(datamodule, name, None) or 0 for name in names)
             if n:
                 return int(n)
-        if attempt == 1:
-            datamodule.setup("fit")
     return None
 
 
