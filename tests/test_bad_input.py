@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import anndata
 import numpy as np
 import pytest
 import scvi
@@ -61,6 +62,22 @@ def test_negative_counts(gene_likelihood, form):
     QBMVI(adata, gene_likelihood="normal")
 
 
+@pytest.mark.parametrize("form", [np.asarray, csr_matrix])
+@pytest.mark.parametrize(("bad", "what"), [(-1, "negative"), (np.nan, "NaN or infinite")])
+def test_counts_in_a_file(tmp_path, form, bad, what):
+    """They used to come out as "diverged, lower lr"."""
+    adata = data()
+    counts = adata.X.astype(np.float32)
+    counts[70, 4] = bad
+    adata.X = form(counts)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    with pytest.raises(ValueError, match=f"^`adata` holds {what} counts") as caught:
+        QBMVI.setup_anndata(backed)
+        QBMVI(backed)
+    assert_one_sentence(caught.value)
+
+
 def test_counts_that_are_not_integers():
     adata = data()
     adata.X = adata.X + 0.5
@@ -99,6 +116,10 @@ def test_data_of_another_model():
         ({"latent_distribution": "poisson"}, "`latent_distribution` must be .*'poisson'"),
         ({"relaxation": "reinmaxx"}, "`relaxation` must be one of .*'reinmaxx'"),
         ({"relaxation": "gumbel", "temperature": 0.0}, "`temperature` must be positive, not 0"),
+        ({"gene_likelihood": "negbin"}, "`gene_likelihood` must be one of .*, not 'negbin'"),
+        ({"batch_mixing": -1}, "`batch_mixing` must be 0 or more, not -1"),
+        ({"entropy_bonus": np.nan}, "`entropy_bonus` must be 0 or more, not nan"),
+        ({"decoder_dropout": 1}, "`decoder_dropout` must be 0 or more and below 1, not 1"),
     ],
     ids=str,
 )
@@ -122,6 +143,10 @@ def test_one_bit_is_enough_beside_hidden_ones():
         ({"sampler": "gibbs"}, TypeError, "`sampler` must .* str"),
         ({"sampler": 3}, TypeError, "`sampler` must .* int"),
         ({"sampler": GibbsSampler}, TypeError, "`sampler` must be an instance.*GibbsSampler"),
+        ({"plan_kwargs": {"prior_lr": -1e-3}}, ValueError, "`prior_lr` must be 0 or more, not -0"),
+        ({"plan_kwargs": {"prior_lr": np.nan}}, ValueError, "`prior_lr` must be 0 or more"),
+        ({"lr": 1e-3}, TypeError, r"`lr` is an argument of the training plan: .*{'lr': 0\.001}"),
+        ({"n_negatives": 9}, TypeError, "`n_negatives` is an argument of the training plan"),
     ],
     ids=str,
 )
@@ -186,6 +211,30 @@ def negative_weights(draws):
     draws.weights = torch.linspace(-1, 2, len(draws.visible))
 
 
+def hidden_none(draws):
+    draws.hidden = None
+
+
+def hidden_nan(draws):
+    draws.hidden[0, 0] = torch.nan
+
+
+def hidden_spins(draws):
+    draws.hidden = 2 * draws.hidden - 1
+
+
+def hidden_few(draws):
+    draws.hidden = draws.hidden[:9]
+
+
+def numpy_weights(draws):
+    draws.weights = np.ones(len(draws.visible))
+
+
+def no_info(draws):
+    draws.info = None
+
+
 def refuse(draws):
     raise RuntimeError("the lab is closed")
 
@@ -196,6 +245,13 @@ def tensor(draws):
 
 def lookalike(draws):
     return SimpleNamespace(visible=draws.visible)
+
+
+NOTHING = object()
+
+
+def none(draws):
+    return NOTHING
 
 
 def nothing(draws):
@@ -210,6 +266,8 @@ class Failing(Sampler):
         draws = ExactSampler().sample(rbm, n_draws, state, generator)
         self.left -= 1
         answer = None if self.left >= 0 else self.spoil(draws)
+        if answer is NOTHING:
+            return None
         return draws if answer is None else answer
 
 
@@ -231,10 +289,18 @@ BITS, NORMAL = {}, {"latent_distribution": "normal", "n_prior_hidden": 3}
         (bad_weights, BITS, "returned weights that are negative, not finite or all zero"),
         (zero_weights, BITS, "returned weights that are negative, not finite or all zero"),
         (negative_weights, BITS, "returned weights that are negative, not finite or all zero"),
+        (hidden_none, BITS, "returned hidden draws of type NoneType instead of torch.Tensor"),
+        (hidden_nan, BITS, "returned NaN or infinite values"),
+        (hidden_nan, NORMAL, "returned NaN or infinite values"),
+        (hidden_spins, NORMAL, "returned values other than 0 and 1"),
+        (hidden_few, BITS, "returned 9 hidden draws beside 256 visible ones"),
+        (numpy_weights, BITS, "returned weights of type ndarray instead of torch.Tensor"),
+        (no_info, BITS, "returned info of type NoneType instead of dict"),
         (refuse, BITS, "failed at step 7: the lab is closed"),
         (tensor, BITS, "returned Tensor instead of scqbm.samplers.Draws"),
         (lookalike, BITS, "returned SimpleNamespace instead of"),
         (nothing, BITS, "returned str instead of"),
+        (none, BITS, "returned NoneType instead of"),
     ],
 )
 def test_a_failing_sampler_leaves_the_training_so_far(tmp_path, spoil, family, message):

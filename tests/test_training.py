@@ -4,7 +4,6 @@ import math
 import os
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
@@ -289,6 +288,22 @@ def test_the_encoder_learns_when_training_goes_on(adata):
     assert not torch.equal(before[weight], after[weight])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_term_of_the_loss_has_a_name(adata, family):
+    """The training loss is the negative ELBO plus what stands beside it in the history."""
+    bits = family["latent_distribution"] == "bernoulli"
+    given = {"batch_mixing": 30.0} | ({"entropy_bonus": 0.3} if bits else {})
+    model = make(adata, **family, **given)
+    plan = {"n_epochs_kl_warmup": None, "n_steps_kl_warmup": None, "max_kl_weight": 1.0}
+    model.train(2, plan_kwargs=plan, check_val_every_n_epoch=1, **QUIET)
+    last = {name: column.iloc[-1, 0] for name, column in model.history.items()}
+    for split, loss in (("train", "train_loss"), ("validation", "validation_loss")):
+        terms = last[f"elbo_{split}"] + last[f"batch_mixing_{split}"]
+        terms -= last.get(f"entropy_bonus_{split}", 0.0)
+        assert last[loss] == pytest.approx(terms, rel=1e-4)
+    assert ("entropy_bonus_train" in last) == bits
+
+
 def test_early_stopping(adata):
     model = make(adata)
     model.train(
@@ -423,42 +438,6 @@ def test_checkpoint_holds_tensors_and_ints(adata, workdir):
     (mine,) = [v for k, v in callbacks.items() if k.startswith("NegativePhase")]
     torch.testing.assert_close(mine["sampler"]["visible"], model.module.prior.negatives)
     assert mine["clock"] == N_STEPS
-
-
-# -- mixing -------------------------------------------------------------------------------------
-
-
-class Stuck(Sampler):
-    """Draws once."""
-
-    def sample(self, rbm, n_draws, state=None, generator=None):
-        return Draws(**state, state=state) if state else self.first(rbm, n_draws, generator)
-
-    def first(self, rbm, n_draws, generator):
-        draws = ExactSampler().sample(rbm, n_draws, None, generator)
-        draws.state = {"visible": draws.visible, "hidden": draws.hidden}
-        return draws
-
-
-def mixing_warnings(adata, sampler):
-    model = make(adata)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model.train(3, sampler=sampler, **{**QUIET, "batch_size": 8})
-    return [w for w in caught if "stopped mixing" in str(w.message)], model
-
-
-def test_stuck_chains_are_told_once(adata):
-    caught, model = mixing_warnings(adata, Stuck())
-    assert len(caught) == 1
-    assert model.history["prior_memory"].iloc[0, 0] > 0.99
-
-
-@pytest.mark.parametrize("sampler", [ExactSampler(), GibbsSampler()])
-def test_mixing_chains_stay_silent(adata, sampler):
-    caught, model = mixing_warnings(adata, sampler)
-    assert not caught
-    assert model.history["prior_memory"].abs().to_numpy(dtype=float).max() < 0.2
 
 
 # -- slow ---------------------------------------------------------------------------------------
