@@ -12,31 +12,31 @@ import numpy as np
 
 def at_least(name: str, value: Any, least: float) -> None:
     """A number that is not below ``least``."""
-    if not (isinstance(value, Real) and value >= least):
+    if not (_is_number(value) and value >= least):
         raise ValueError(f"`{name}` must be at least {least}, not {_shown(value)}.")
 
 
 def whole(name: str, value: Any, least: int = 1) -> None:
     """An integer that is not below ``least``."""
-    if not (isinstance(value, Integral) and not isinstance(value, bool) and value >= least):
+    if not (_is_integer(value) and value >= least):
         raise ValueError(f"`{name}` must be an integer of at least {least}, not {value!r}.")
 
 
 def positive(name: str, value: Any) -> None:
     """A number above 0."""
-    if not (isinstance(value, Real) and value > 0):
+    if not (_is_number(value) and value > 0):
         raise ValueError(f"`{name}` must be positive, not {_shown(value)}.")
 
 
 def not_negative(name: str, value: Any) -> None:
     """A number of 0 or more."""
-    if not (isinstance(value, Real) and value >= 0):
+    if not (_is_number(value) and value >= 0):
         raise ValueError(f"`{name}` must not be negative, as {_shown(value)} is.")
 
 
 def amount(name: str, value: Any, below: float = math.inf) -> None:
     """A number of 0 or more, and less than ``below``."""
-    if not (isinstance(value, Real) and 0 <= value < below):
+    if not (_is_number(value) and 0 <= value < below):
         limit = "" if below == math.inf else f" and below {below:g}"
         raise ValueError(f"`{name}` must be 0 or more{limit}, not {_shown(value)}.")
 
@@ -74,6 +74,14 @@ def which_cells(n_obs: int, cells: Any, name: str = "indices") -> np.ndarray:
         outside = cells[(cells < -n_obs) | (cells >= n_obs)][0]
         raise ValueError(f"`{name}` holds {outside}, but there are only {n_obs} cells.")
     return np.where(cells < 0, cells + n_obs, cells)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _shown(value: Any) -> str:

@@ -23,8 +23,9 @@ COVARIATES = (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.CAT_COVS_KEY, REGISTRY_KEYS
 def decode(
     model: BaseModelClass,
     codes: np.ndarray,
-    like: Sequence[int] | Iterable[dict[str, Tensor | None]],
+    like: Sequence[int] | np.ndarray | None = None,
     *,
+    dataloader: Iterable[dict[str, Tensor]] | None = None,
     batch: str | None = None,
     library_size: float | None = None,
     batch_size: int = 512,
@@ -39,8 +40,10 @@ def decode(
     codes
         One row a cell.
     like
-        For each, the cell of the model's data whose batch, depth and covariates it gets; or
-        minibatches of such cells, which are used from the start again if they are too few.
+        For each, the cell of the model's data whose batch, depth and covariates it gets.
+    dataloader
+        Minibatches of such cells in the place of ``like``, used from the start again if they are
+        too few.
     batch
         One batch for all instead.
     library_size
@@ -59,14 +62,13 @@ def decode(
         raise ValueError(f"`batch` must be one of {names}, not {batch!r}.")
     if library_size is not None:
         positive("library_size", library_size)
-    by_index = not hasattr(like, "__iter__") or isinstance(like, np.ndarray | Sequence)
-    if by_index:
-        like = which_cells(model.adata.n_obs, like, "like")
-        loader = model._make_data_loader(model.adata, indices=like, batch_size=batch_size)
+    if dataloader is None:
+        cells = which_cells(model.adata.n_obs, like, "like")
+        loader = model._make_data_loader(model.adata, indices=cells, batch_size=batch_size)
     else:
-        loader = _repeated(like, len(codes))
+        loader = _repeated(dataloader, len(codes))
     module, counts, batches = model.module, [], []
-    codes = torch.as_tensor(codes, dtype=torch.float32, device=model.device)
+    all_z = torch.as_tensor(codes, dtype=torch.float32, device=model.device)
     done = 0
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -78,15 +80,15 @@ def decode(
             outputs = module.inference(**module._get_inference_input(tensors))
             if library_size is not None:
                 outputs[MODULE_KEYS.LIBRARY_KEY].fill_(np.log(library_size))
-            z = codes[done : done + len(tensors[REGISTRY_KEYS.X_KEY])]
+            z = all_z[done : done + len(tensors[REGISTRY_KEYS.X_KEY])]
             done += len(z)
             outputs[MODULE_KEYS.Z_KEY] = z
             generative = module.generative(**module._get_generative_input(tensors, outputs))
             drawn = generative[MODULE_KEYS.PX_KEY].sample()
             counts.append(sparse.csr_matrix(drawn.cpu().numpy()))
             batches.append(tensors[REGISTRY_KEYS.BATCH_KEY].flatten().cpu().numpy())
-    if by_index:
-        obs = _covariates(model, like)
+    if dataloader is None:
+        obs = _covariates(model, cells)
         batch_column = model.adata_manager.get_state_registry(COVARIATES[0]).original_key
         if batch is not None and batch_column in obs:
             obs[batch_column] = str(batch)
@@ -96,9 +98,8 @@ def decode(
         obs = pd.DataFrame({"batch": [names[b] if b < len(names) else str(b) for b in of_cell]})
         var = None
     obs.index = [f"drawn_{i}" for i in range(len(obs))]
-    cells = AnnData(sparse.vstack(counts, format="csr"), obs=obs, var=var)
-    cells.obsm["code"] = codes.cpu().numpy()
-    return cells
+    code = all_z.cpu().numpy()
+    return AnnData(sparse.vstack(counts, format="csr"), obs=obs, var=var, obsm={"code": code})
 
 
 def random_cells(model: BaseModelClass, n: int, seed: int) -> np.ndarray:
@@ -132,7 +133,7 @@ def _covariates(model: BaseModelClass, cells: np.ndarray) -> pd.DataFrame:
     return model.adata.obs[columns].iloc[cells].reset_index(drop=True)
 
 
-def _repeated(loader: Iterable[dict[str, Tensor | None]], n: int) -> Iterator[dict]:
+def _repeated(loader: Iterable[dict[str, Tensor]], n: int) -> Iterator[dict[str, Tensor]]:
     """Minibatches until they hold ``n`` cells, cut to that number."""
     left = n
     while left > 0:
@@ -140,7 +141,7 @@ def _repeated(loader: Iterable[dict[str, Tensor | None]], n: int) -> Iterator[di
         for tensors in loader:
             size = len(tensors[REGISTRY_KEYS.X_KEY])
             keep = min(size, left)
-            yield {k: x if x is None else x[:keep] for k, x in tensors.items()}
+            yield {k: x[:keep] for k, x in tensors.items() if x is not None}
             left -= keep
             if left == 0:
                 return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -23,14 +23,19 @@ from torch.distributions import (
 from scqbm._checks import which_cells
 from scqbm.module import BitPosterior
 
+if TYPE_CHECKING:  # what the mixin is mixed into
+    from scvi.model import SCVI as _Model
+else:
+    _Model = object
 
-class LatentMixin:
+
+class LatentMixin(_Model):
     """What SCVI's methods about the code need to know of bits and of a Boltzmann prior."""
 
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         give_mean: bool = True,
         mc_samples: int = 5000,
         batch_size: int | None = None,
@@ -77,11 +82,12 @@ class LatentMixin:
                 "`representation='logits'` needs bits (latent_distribution='bernoulli'); a "
                 "continuous code has 'mean' and 'sample'."
             )
+        cells: np.ndarray | None = None
         if indices is not None:
-            indices = which_cells(self._validate_anndata(adata).n_obs, indices)
+            cells = which_cells(self._validate_anndata(adata).n_obs, indices)
         latent = super().get_latent_representation(
             adata,
-            indices,
+            cells,
             give_mean=give_mean and representation != "sample",
             mc_samples=mc_samples,
             batch_size=batch_size,
@@ -101,7 +107,7 @@ class LatentMixin:
     def get_aggregated_posterior(
         self,
         adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         batch_size: int | None = None,
         dof: float | None = 3.0,
     ) -> Distribution:
@@ -122,11 +128,11 @@ class LatentMixin:
         self._check_if_trained(warn=False)
         adata = self._validate_anndata(adata)
         empty = indices is None or len(indices) == 0
-        indices = np.arange(adata.n_obs) if empty else which_cells(adata.n_obs, indices)
+        cells = np.arange(adata.n_obs) if empty else which_cells(adata.n_obs, indices)
         mean, variance = (
             torch.as_tensor(x, device=self.device)
             for x in self.get_latent_representation(
-                adata, indices, batch_size=batch_size, return_dist=True
+                adata, cells, batch_size=batch_size, return_dist=True
             )
         )
         if self.module.latent_distribution == "bernoulli":
@@ -157,19 +163,19 @@ class LatentMixin:
         anchors = np.arange(n)
         if n > max_cells:
             anchors = np.sort(np.random.choice(n, size=max_cells, replace=False))
-        indices = np.asarray(indices)
+        anchor_cells = np.asarray(indices)[anchors]
         log_px = self.get_marginal_ll(
             adata,
-            indices=indices[anchors],
+            indices=anchor_cells,
             return_mean=False,
             n_mc_samples=n_mc_samples,
             n_mc_samples_per_pass=n_mc_samples_per_pass,
         )
         zs = zs.cpu()
         log_pz = self.module.prior.log_prob(zs.to(self.device)).cpu().reshape(-1, 1)
-        cells = torch.from_numpy(anchors)
+        rows = torch.from_numpy(anchors)
         anchored = type(qz)(
-            **{k: getattr(qz, k).cpu()[cells] for k in qz.arg_constraints}, validate_args=False
+            **{k: getattr(qz, k).cpu()[rows] for k in qz.arg_constraints}, validate_args=False
         )
         log_qz = anchored.log_prob(zs.unsqueeze(-2)).sum(-1).reshape(-1, len(anchors))
         log_px_z = torch.cat(
@@ -177,7 +183,7 @@ class LatentMixin:
                 _log_likelihood(px, tensors[REGISTRY_KEYS.X_KEY].cpu()).reshape(-1, 1)
                 for tensors in self._make_data_loader(
                     adata=self._validate_anndata(adata),
-                    indices=indices[anchors],
+                    indices=anchor_cells,
                     batch_size=1,
                     **data_loader_kwargs,
                 )

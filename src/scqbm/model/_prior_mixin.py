@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,8 +16,13 @@ from scqbm.model._decoding import decode, random_cells
 from scqbm.prior import Prior
 from scqbm.samplers import ExactSampler, GibbsSampler, Sampler, ask, check_sampler
 
+if TYPE_CHECKING:  # what the mixin is mixed into
+    from scvi.model.base import BaseModelClass as _Model
+else:
+    _Model = object
 
-class BoltzmannPriorMixin:
+
+class BoltzmannPriorMixin(_Model):
     """Methods of a model whose module has a :class:`~scqbm.prior.Prior` as ``prior``."""
 
     def get_log_partition(
@@ -46,9 +52,9 @@ class BoltzmannPriorMixin:
     def get_prior_energy(
         self,
         adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         batch_size: int | None = None,
-        dataloader: Iterable[dict[str, Tensor | None]] | None = None,
+        dataloader: Iterable[dict[str, Tensor]] | None = None,
         *,
         n_samples: int = 100,
         return_error: bool = False,
@@ -83,11 +89,11 @@ class BoltzmannPriorMixin:
             torch.manual_seed(seed)
             for tensors in self._minibatches(adata, indices, batch_size, dataloader):
                 outputs = self.module.inference(**self.module._get_inference_input(tensors))
-                energy, error = self._expected_energy(outputs, n_samples)
-                energies.append(energy.cpu())
-                errors.append(error.cpu())
-        energy, error = torch.cat(energies).numpy(), torch.cat(errors).numpy()
-        return (energy, error) if return_error else energy
+                of_batch, its_error = self._expected_energy(outputs, n_samples)
+                energies.append(of_batch.cpu())
+                errors.append(its_error.cpu())
+        energy = torch.cat(energies).numpy()
+        return (energy, torch.cat(errors).numpy()) if return_error else energy
 
     def _expected_energy(self, outputs: dict, n_samples: int) -> tuple[Tensor, Tensor]:
         qz, prior = outputs["qz"], self.module.prior
@@ -98,8 +104,12 @@ class BoltzmannPriorMixin:
         return draws.mean(0), draws.std(0, correction=min(1, n_samples - 1)) / n_samples**0.5
 
     def _minibatches(
-        self, adata, indices, batch_size, dataloader
-    ) -> Iterable[dict[str, Tensor | None]]:
+        self,
+        adata: AnnData | None,
+        indices: Sequence[int] | np.ndarray | None,
+        batch_size: int | None,
+        dataloader: Iterable[dict[str, Tensor]] | None,
+    ) -> Iterable[dict[str, Tensor]]:
         """The cells that a method was asked for, by whichever way."""
         if dataloader is not None:
             if adata is not None or indices is not None:
@@ -107,8 +117,8 @@ class BoltzmannPriorMixin:
             return dataloader
         self._need_cells("dataloader")
         adata = self._validate_anndata(adata)
-        indices = None if indices is None else which_cells(adata.n_obs, indices)
-        return self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size)
+        cells = None if indices is None else which_cells(adata.n_obs, indices)
+        return self._make_data_loader(adata=adata, indices=cells, batch_size=batch_size)
 
     @torch.no_grad()
     def sample_prior(
@@ -153,7 +163,7 @@ class BoltzmannPriorMixin:
         library_size: float | None = None,
         sampler: Sampler | None = None,
         seed: int = 0,
-        dataloader: Iterable[dict[str, Tensor | None]] | None = None,
+        dataloader: Iterable[dict[str, Tensor]] | None = None,
     ) -> AnnData:
         """Simulate new cells: codes drawn from the prior, counts from the decoder.
 
@@ -185,8 +195,15 @@ class BoltzmannPriorMixin:
         if dataloader is None:
             self._need_cells("dataloader")
         codes = self.sample_prior(n_samples, sampler, seed)
-        like = random_cells(self, n_samples, seed) if dataloader is None else dataloader
-        cells = decode(self, codes, like, batch=batch, library_size=library_size, seed=seed)
+        cells = decode(
+            self,
+            codes,
+            random_cells(self, n_samples, seed) if dataloader is None else None,
+            dataloader=dataloader,
+            batch=batch,
+            library_size=library_size,
+            seed=seed,
+        )
         with torch.inference_mode():
             energy = prior.energy(torch.as_tensor(codes, device=self.device))
         cells.obs["prior_energy"] = energy.cpu().numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -99,6 +99,8 @@ class QBVAE(BoltzmannMixin, VAE):
         Cells of the training data, by which :class:`~scqbm.module.Defaults` chooses what was left
         out; ``None`` if it is not known.
     """
+
+    z_encoder: Any  # scVI's, or one of bits
 
     def __init__(
         self,
@@ -231,8 +233,8 @@ class QBVAE(BoltzmannMixin, VAE):
     def loss(
         self,
         tensors: dict[str, Tensor],
-        inference_outputs: dict[str, Tensor | Distribution | None],
-        generative_outputs: dict[str, Distribution | None],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, Any],
         kl_weight: Tensor | float = 1.0,
     ) -> LossOutput:
         """Negative ELBO plus the penalty of batch mixing, minus the bonus on entropy.

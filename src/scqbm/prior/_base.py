@@ -27,6 +27,10 @@ class Prior(nn.Module, ABC):
         Units of the code.
     """
 
+    log_z: Tensor
+    log_z_error: Tensor
+    positive_energy: Tensor
+
     def __init__(self, n_latent: int):
         super().__init__()
         self.n_latent = n_latent
@@ -56,13 +60,16 @@ class Prior(nn.Module, ABC):
     def energy(self, z: Tensor, rbm: RBM | None = None) -> Tensor:
         """``F(z)``; shape of ``z`` without its last axis."""
 
-    expectation_is_exact = False  # whether expected_energy has no noise
-
     # -- what the loss uses --------------------------------------------------------------------
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density of the code under the prior, at the stored ``log Z``."""
         return -self.energy(z) - self.log_z
+
+    @property
+    def expectation_is_exact(self) -> bool:
+        """Whether :meth:`expected_energy` has no noise."""
+        return False
 
     def expected_energy(self, qz: Distribution, z: Tensor, rbm: RBM | None = None) -> Tensor:
         """``E_q[F]`` per cell, here at the draw(s) ``z``."""
@@ -116,13 +123,13 @@ class Prior(nn.Module, ABC):
     def negative_energy(self, rbm: RBM | None = None) -> Tensor:
         """``F(v)`` of the negatives, hidden layer summed out (which lowers the noise)."""
         rbm = self.rbm() if rbm is None else rbm
-        return rbm.free_energy(self.negatives.to(rbm.W.dtype))
+        return rbm.free_energy(self._delivered(rbm))
 
     @torch.no_grad()
     def mean_negative_energy(self) -> Tensor:
         """``<F>`` over the negatives, the same quantity as :attr:`positive_energy` over codes."""
         rbm = self.rbm()
-        v = self.negatives.to(rbm.W.dtype)
+        v = self._delivered(rbm)
         # where the code holds both layers: the hidden one in expectation given the visible one
         return self._over_negatives(self.energy(self.code(v, rbm.hidden_field(v).sigmoid()), rbm))
 
@@ -137,6 +144,11 @@ class Prior(nn.Module, ABC):
         """Store an estimate of ``log Z`` and its standard error."""
         self.log_z.fill_(log_z.value)
         self.log_z_error.fill_(log_z.error)
+
+    def _delivered(self, rbm: RBM) -> Tensor:
+        if self.negatives is None:
+            raise RuntimeError("The prior has no negatives yet: call deliver(draws) first.")
+        return self.negatives.to(rbm.W.dtype)
 
     def _over_negatives(self, energy: Tensor) -> Tensor:
         weights = self.negative_weights

@@ -43,13 +43,15 @@ class Monitor:
 
     def record(self, prior: Prior, draws: Draws) -> None:
         """Take note of a query, after its draws were delivered."""
+        negatives = prior.negatives
+        assert negatives is not None  # they were delivered just before
         ess = effective_number(draws.weights, len(draws.visible))
         ess = min(ess, draws.info.get("roots", math.inf))
         for record in (self._epoch, self._window):
-            record.add(prior.negatives, ess)
-        same = self._last is not None and torch.equal(self._last, prior.negatives)
+            record.add(negatives, ess)
+        same = self._last is not None and torch.equal(self._last, negatives)
         self._n_same = self._n_same + 1 if same else 0
-        self._last = prior.negatives.clone()
+        self._last = negatives.clone()
         if self._n_same >= _SAME:
             self._warn("stuck", f"over {_SAME} queries they did not change at all")
 

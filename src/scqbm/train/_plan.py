@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from inspect import signature
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
@@ -17,8 +18,13 @@ from scqbm.train._negative_phase import NegativePhase, prior_of
 DEFAULT_LR = 3e-3
 MAX_PRIOR_LR = 1e-3
 
+if TYPE_CHECKING:  # what the mixin is mixed into
+    from scvi.train import TrainingPlan as _Plan
+else:
+    _Plan = object
 
-class BoltzmannPlanMixin:
+
+class BoltzmannPlanMixin(_Plan):
     """Brings the negative phase to any training plan of scvi-tools.
 
     Inherit from it before the plan: ``class MyPlan(BoltzmannPlanMixin, TrainingPlan)``. The plan's
@@ -83,7 +89,7 @@ class BoltzmannPlanMixin:
         def with_prior_group(params):
             ours = set(prior_of(self).parameters())
             params = list(params)
-            groups = [
+            groups: list[dict[str, Any]] = [
                 {"params": [p for p in params if p not in ours], "name": "vae"},
                 {"params": [p for p in params if p in ours], "name": "prior", "lr": self.prior_lr},
             ]
@@ -93,7 +99,7 @@ class BoltzmannPlanMixin:
 
     def configure_optimizers(self):
         """The plan's, with rates that fall towards the end of a training of known length."""
-        config = super().configure_optimizers()
+        config: dict[str, Any] = super().configure_optimizers()
         epochs = self.trainer.max_epochs or 0
         if self.n_epochs_constant_lr is None or self.reduce_lr_on_plateau or epochs < 1:
             return config
@@ -171,7 +177,7 @@ def plan_arguments() -> set[str]:
     """Names of arguments that belong to the training plan and not to the trainer."""
 
     def names(*classes: type) -> set[str]:
-        return {name for cls in classes for name in signature(cls.__init__).parameters}
+        return {name for cls in classes for name in signature(cls).parameters}
 
     plan = names(QBMTrainingPlan, BoltzmannPlanMixin, TrainingPlan)
     return plan - names(Trainer, pl.Trainer) - {"module", "args", "loss_kwargs"}
