@@ -10,6 +10,17 @@ import pandas as pd
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
 FAMILIES = {"QBMVI-unmixed": "bits, plain ELBO", "QBMVI": "bits", "QBMVI-normal": "normal"}
+WORDS = {  # what a page calls the columns of a results file
+    "finite": "all weights finite",
+    "largest_coupling": "largest coupling",
+    "coupling_std": "standard deviation of the couplings",
+    "moment_error": "error of the moments of the chains",
+    "iid_floor": "error of as many independent draws",
+    "negative_elbo": "held-out negative ELBO",
+    "log_z": "log Z",
+    "log_z_error": "standard error of log Z",
+    "ratio": "time per epoch, QBMVI / SCVI",
+}
 
 
 def markdown(rows: list[dict]) -> str:
@@ -19,7 +30,7 @@ def markdown(rows: list[dict]) -> str:
 
 
 def elbo() -> str:
-    """Mean over seeds (and spread), and each family less SCVI's best width, seed by seed."""
+    """Mean and spread over seeds, and each family minus SCVI's best width, seed by seed."""
     runs = pd.read_csv(RESULTS / "elbo.csv")
     wide = runs.pivot_table(index=["dataset", "seed"], columns="method", values="negative_elbo")
     rows = []
@@ -32,12 +43,12 @@ def elbo() -> str:
                 continue
             of_means = cells[method].mean() - rivals.mean().min()
             by_seed = ", ".join(f"{d:+.1f}" for d in cells[method] - rivals.min(axis=1))
-            row[f"{family} less best SCVI: of means (by seed)"] = f"{of_means:+.1f} ({by_seed})"
+            row[f"{family} minus best SCVI: of means (by seed)"] = f"{of_means:+.1f} ({by_seed})"
         rows.append(row)
     first = runs.iloc[0]
     epochs = ", ".join(f"{k} {v}" for k, v in runs.groupby("dataset")["epochs"].first().items())
     note = (
-        "Nats a held-out cell, lower is better: mean ± spread over "
+        "Nats per held-out cell, lower is better: mean ± standard deviation over "
         f"{runs['seed'].nunique()} seeds, each with its own split. The largest standard error of "
         f"log Z is {runs['log_z_error'].max():.2f}. Epochs: {epochs}; plan {first['plan']}; "
         f"scvi-tools {first['scvi-tools']}, torch {first['torch']}."
@@ -47,21 +58,26 @@ def elbo() -> str:
 
 def plain(name: str) -> str:
     """A results file as it is, turned on its side if it has one row."""
-    table = pd.read_csv(RESULTS / f"{name}.csv")
+    table = pd.read_csv(RESULTS / f"{name}.csv").rename(columns=WORDS)
     if len(table) > 1:
         return markdown(table.astype(str).to_dict("records"))
     return markdown([{"quantity": key, "value": value} for key, value in table.iloc[0].items()])
 
 
 def sampler_speed() -> str:
-    """Ratios and what was aimed at."""
+    """Ratios and their targets."""
     table = pd.read_csv(RESULTS / "samplers_speed.csv").fillna("")
+    table["what"] = (
+        table["what"]
+        .str.replace("over its products", "/ its matrix products")
+        .str.replace(" over Gibbs, time of 100 sweeps", " / Gibbs, time of 100 sweeps")
+    )
     rows = table[["what", "size", "ratio", "target", "error", "error_gibbs"]].astype(str)
     return markdown(rows.rename(columns={"error_gibbs": "error of Gibbs"}).to_dict("records"))
 
 
 def qpu_overhead() -> str:
-    """Milliseconds a query, its parts, and the ratio."""
+    """Milliseconds per query, its parts, and the ratio."""
     table = pd.read_csv(RESULTS / "qpu_overhead.csv")
     value = (
         table["milliseconds"]
@@ -74,7 +90,7 @@ def qpu_overhead() -> str:
 
 
 def sampler_training() -> str:
-    """Each sampler less the exact one, seed by seed."""
+    """Each sampler minus the exact one, seed by seed."""
     table = pd.read_csv(RESULTS / "sampler_training.csv")
     wide = table.pivot(index="seed", columns="sampler", values="negative_elbo")
     rows = []
@@ -82,12 +98,12 @@ def sampler_training() -> str:
         off = wide[name] - wide["Exact, native" if "native" in name else "Exact"]
         error = off.std() / len(off) ** 0.5
         row = {"sampler": name, "negative ELBO": f"{wide[name].mean():.2f}"}
-        rows.append(row | {"less exact": f"{off.mean():+.2f} ± {error:.2f}"})
-    return f"{markdown(rows)}\n\nMean of {len(wide)} seeds and its standard error."
+        rows.append(row | {"minus exact": f"{off.mean():+.2f} ± {error:.2f}"})
+    return f"{markdown(rows)}\n\nMean over {len(wide)} seeds, and its standard error."
 
 
 def main() -> None:
-    """One included file a results file."""
+    """One included file for each results file."""
     for name, text in {
         "elbo": elbo,
         "long_run": lambda: plain("long_run"),

@@ -18,7 +18,7 @@ exclude_patterns = ["results_*.md", "_build", "**/.ipynb_checkpoints"]
 
 # Notebooks are shown as they were saved: run them by hand, where there is time for it.
 nb_execution_mode = "off"
-myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
 myst_heading_anchors = 2
 
 autodoc_member_order = "bysource"

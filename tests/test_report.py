@@ -42,7 +42,7 @@ def test_only_runs_over_all_seeds_count_and_the_best_rate_is_taken():
     assert runs["SCVI-10"].tolist() == [0.6, 0.6]
     shown, line = report.compared(runs, TOTAL)
     assert shown.loc["kang", "lead"] == "+0.150 ± 0.050"
-    assert "+0.150 from the best rival on the mean, SCVI-10" in line
+    assert "over SCVI-10, the rival that is best on average, is +0.150" in line
 
 
 def test_lower_is_better_where_it_is():
@@ -51,7 +51,7 @@ def test_lower_is_better_where_it_is():
     better = rows({("QBMVI", ""): [90.0], ("SCVI-10", "0.001"): [93.0]}, metric, "covid")
     shown, line = report.compared(report.by_seed(pd.concat([worse, better]), ELBO, "all"), ELBO)
     assert shown["lead"].to_dict() == {"covid": "+3.0", "kang": "-10.0 ± 0.0"}
-    assert "ahead of the best rival of each dataset on 1" in line and "worst is kang" in line
+    assert "ahead on 1 of 2 datasets" in line and "smallest lead is on kang, -10.0" in line
 
 
 def test_parts_compare_the_seeds_that_all_had():
