@@ -1,7 +1,6 @@
 """The benchmark itself: known truths come out, known failures are survived."""
 
 import warnings
-from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -12,10 +11,11 @@ from anndata import AnnData
 from scipy import sparse
 
 from scqbm import QBMVI, benchmark
+from scqbm.benchmark import _integration
+from scqbm.benchmark._classification import CLASSIFIERS
+from scqbm.benchmark._generation import mmd, two_sample_accuracy
 from scqbm.benchmark._inputs import log_normalised, subsample
-from scqbm.benchmark.classification import CLASSIFIERS
-from scqbm.benchmark.generation import mmd, two_sample_accuracy
-from scqbm.benchmark.trajectory import energy_against_order
+from scqbm.benchmark._trajectory import energy_against_order
 from scqbm.data import simulate
 
 TYPES, BATCHES = 4, 2
@@ -82,8 +82,7 @@ FEW = {
 @pytest.fixture
 def few(monkeypatch):
     """Without the metrics that JAX compiles for a minute."""
-    # the package's attribute of this name is the function
-    monkeypatch.setattr(import_module("scqbm.benchmark.integration"), "METRICS", FEW)
+    monkeypatch.setattr(_integration, "METRICS", FEW)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +112,7 @@ def test_integration_agrees_with_benchmarker(cells, scib):
     from scib_metrics.benchmark import Benchmarker
 
     from scqbm.benchmark._inputs import pca
-    from scqbm.benchmark.integration import exact_neighbours
+    from scqbm.benchmark._integration import exact_neighbours
 
     adata = cells.copy()
     adata.obsm["before"] = pca(adata.X)

@@ -10,8 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from scqbm.benchmark._classification import classify_by, one_thread
 from scqbm.benchmark._inputs import column, log_normalised
-from scqbm.benchmark.classification import classify_by, one_thread
 
 N_CORRELATED = 200  # genes of the gene-gene correlations: the most variable ones
 
