@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 from helpers import assert_same_cells
+from scipy import sparse
 
-from scqbm.data import _files, available, load, prepare, simulate
+from scqbm.data import _files, available, load, log_normalised, prepare, simulate
 
 # files
 
@@ -53,6 +54,14 @@ def test_scanpy_is_not_imported_with_the_file():
 # prepare
 
 
+def test_log_normalisation_leaves_the_counts_and_other_values_alone():
+    counts = sparse.csr_matrix(np.array([[1.0, 3.0], [0.0, 2.0]], np.float32))
+    logged = log_normalised(counts)
+    assert np.allclose(np.expm1(logged.toarray()).sum(1), 1e4, rtol=1e-5)
+    assert counts.toarray().sum() == 6
+    assert log_normalised(logged) is logged
+
+
 @pytest.mark.parametrize("batch_key", [None, "batch"])
 @pytest.mark.parametrize("dense", [False, True])
 def test_prepare_keeps_raw_counts_of_the_genes_that_vary(batch_key, dense):
@@ -86,6 +95,17 @@ def test_prepare_with_few_genes_keeps_all():
         kept = prepare(adata, "batch", n_top_genes)
         assert_same_cells(kept, adata)
         assert kept is not adata
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_prepare_takes_a_view(dense):
+    adata = simulate(100, 40)
+    if dense:
+        adata.X = adata.X.toarray()
+    part = adata[10:90]
+    kept = prepare(part, "batch", 20)
+    assert part.is_view and not kept.is_view and kept.n_obs == 80
+    assert list(kept.var_names) == list(prepare(part.copy(), "batch", 20).var_names)
 
 
 def test_prepare_leaves_out_empty_cells():
