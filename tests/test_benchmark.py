@@ -12,7 +12,7 @@ from scipy import sparse
 from scqbm import benchmark
 from scqbm.benchmark import _integration
 from scqbm.benchmark._classification import CLASSIFIERS
-from scqbm.benchmark._inputs import log_normalised, subsample
+from scqbm.benchmark._inputs import subsample
 
 TYPES, BATCHES = 4, 2
 
@@ -45,14 +45,6 @@ def test_subsample_keeps_proportions_and_rare_strata():
     assert (keep != subsample(strata, 100, seed=1)).any()
     assert len(subsample(np.arange(50), 20, 0)) == 20  # more strata than cells
     assert len(subsample(strata, None, 0)) == 1000
-
-
-def test_log_normalisation_leaves_the_counts_and_other_values_alone():
-    counts = sparse.csr_matrix(np.array([[1.0, 3.0], [0.0, 2.0]], np.float32))
-    logged = log_normalised(counts)
-    assert np.allclose(np.expm1(logged.toarray()).sum(1), 1e4, rtol=1e-5)
-    assert counts.toarray().sum() == 6
-    assert log_normalised(logged) is logged
 
 
 # -- integration ---------------------------------------------------------------------------------

@@ -10,10 +10,13 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from scqbm import _checks
+from scqbm.benchmark._inputs import check_models, rows
+
 
 def likelihood(
     models: Mapping[str, Any],
-    indices: Sequence[int] | None = None,
+    indices: Sequence[int] | Sequence[bool] | None = None,
     *,
     adata: AnnData | None = None,
     n_repeats: int = 5,
@@ -21,48 +24,63 @@ def likelihood(
     max_cells: int = 500,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Held-out negative ELBO and importance-weighted marginal likelihood, in nats a cell.
+    """Held-out negative ELBO and marginal log-likelihood, in nats per cell.
 
-    Comparable only between models of the same genes, cells and likelihood of the counts.
+    Compare only models of the same genes, the same cells and the same likelihood of the counts.
 
     Parameters
     ----------
     models
         From a name to a trained :class:`scqbm.QBMVI` or :class:`scvi.model.SCVI`.
     indices
-        Held-out cells. By default each model's own validation cells.
+        Held-out cells: their positions, or a Boolean mask of all cells. By default each model's
+        own validation cells.
     adata
-        Where the cells are, by default the model's own data.
+        The data that ``indices`` counts in. By default each model's own data.
     n_repeats
-        Draws a cell of the ELBO.
+        Draws of each cell's code for the ELBO.
     n_draws
-        Draws a cell of the marginal likelihood; with more, the bound comes nearer to it.
+        Draws of each cell's code for the marginal likelihood. More draws give a tighter bound.
     max_cells
-        Cells of the marginal likelihood, drawn from ``indices``.
+        At most this many cells, drawn from ``indices``, for the marginal likelihood.
     seed
-        Seed of the draws; torch's own random numbers go on afterwards as if nothing had been.
+        Seed of the draws. The state of torch's own random numbers is not changed.
 
     Returns
     -------
-    Tidy table with the columns ``method``, ``group`` (``"likelihood"``), ``metric`` and ``value``:
-    ``negative ELBO`` and its part ``reconstruction``; ``marginal log-likelihood`` (a lower bound)
-    and its ``standard error`` over cells; ``log Z`` of a Boltzmann prior and the ``log Z error``
-    of its estimate, which both likelihoods share.
+    Tidy table with the columns ``method``, ``group`` (``"likelihood"``), ``metric`` and ``value``.
+    The metrics are:
+
+    - ``negative ELBO``, and its part ``reconstruction``;
+    - ``marginal log-likelihood``, a lower bound by importance weighting, and its
+      ``standard error`` over cells;
+    - for a model with a Boltzmann prior also ``log Z`` and ``log Z error``, the standard error of
+      its estimate. Both likelihoods use this estimate.
+
+    Examples
+    --------
+    >>> scqbm.benchmark.likelihood({"QBMVI": model, "SCVI": other})
     """
-    rows = []
+    for name, number in (("n_repeats", n_repeats), ("n_draws", n_draws), ("max_cells", max_cells)):
+        _checks.whole(name, number)
+    check_models(models)
+    table = []
     for name, model in models.items():
+        data = model.adata if adata is None else adata
+        if data is None:
+            raise ValueError(
+                f"`adata` must be given, since the model {name!r} was trained without an AnnData."
+            )
+        cells = model.validation_indices if indices is None else indices
+        cells = _checks.which_cells(data.n_obs, () if cells is None else cells, "indices")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            values = _one(model, indices, adata, n_repeats, n_draws, max_cells, seed)
-        rows += [
-            {"method": name, "group": "likelihood", "metric": metric, "value": value}
-            for metric, value in values.items()
-        ]
-    return pd.DataFrame(rows)
+            values = _scores(model, cells, adata, n_repeats, n_draws, max_cells, seed)
+        table += rows(name, "likelihood", values)
+    return pd.DataFrame(table)
 
 
-def _one(model, indices, adata, n_repeats, n_draws, max_cells, seed) -> dict[str, float]:
-    indices = np.asarray(model.validation_indices if indices is None else indices)
+def _scores(model, indices, adata, n_repeats, n_draws, max_cells, seed) -> dict[str, float]:
     if not len(indices):
         raise ValueError("`indices` is empty: train with cells left out (train_size=0.9).")
     elbos = [float(model.get_elbo(adata, indices=indices)) for _ in range(n_repeats)]
@@ -79,7 +97,7 @@ def _one(model, indices, adata, n_repeats, n_draws, max_cells, seed) -> dict[str
     correction, boltzmann = 0.0, {}
     if hasattr(model, "get_log_partition"):
         log_z = model.get_log_partition(seed=seed)
-        # both figures above took the estimate stored after training; this one is better
+        # the model's methods use the estimate stored after training; this one is more precise
         correction = log_z.value - float(model.module.prior.log_z)
         boltzmann = {"log Z": log_z.value, "log Z error": log_z.error}
     return {
