@@ -1,4 +1,4 @@
-"""What several test files need: small machines, seeds, and how an error must read."""
+"""What several test files need: small machines and models, seeds, and how an error must read."""
 
 import warnings
 

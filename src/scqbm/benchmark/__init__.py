@@ -5,7 +5,7 @@ from scqbm.benchmark._generation import generation
 from scqbm.benchmark._integration import aggregates, integration
 from scqbm.benchmark._likelihood import likelihood
 from scqbm.benchmark._trajectory import trajectory
-from scqbm.benchmark.plots import plot_integration
+from scqbm.pl import integration as plot_integration
 
 __all__ = [
     "aggregates",
