@@ -1,4 +1,4 @@
-"""Integration and classification: known truths come out, known failures are survived."""
+"""Integration and classification: known truths are found, known failures are survived."""
 
 import warnings
 
@@ -191,7 +191,7 @@ def test_classification_of_types_and_of_noise(cells):
             "gradient boosting macro-F1",
         ):
             assert value(table, "types", metric, group) > 0.98
-        # noise tells nothing: chance is 1/4, and 240 cells give it a spread of .03
+        # noise says nothing about types: chance is 1/4, with a standard error of 0.03 for 240 cells
         assert value(table, "noise", "accuracy", group) == pytest.approx(1 / TYPES, abs=0.1)
 
 

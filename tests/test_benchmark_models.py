@@ -36,7 +36,7 @@ def test_two_sample_tests_know_same_from_different():
     a, b, moved = rng.normal(size=(3, 300, 5))
     moved = moved + 4
     for classifier in ("gradient boosting", "logistic regression"):
-        # 600 guesses: a spread of .02
+        # the standard error over 600 cells is 0.02
         assert two_sample_accuracy(a, b, classifier) == pytest.approx(0.5, abs=0.08)
         assert two_sample_accuracy(moved, b, classifier) > 0.97
     assert abs(mmd(a, b)) < 0.01

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+import torch
 
 from scqbm import demo
 from scqbm.benchmark import _integration
@@ -17,14 +18,16 @@ FIGURES = {"umap_batch.png", "training.png", "energy.png"}
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Runs the demo on 200 cells: returns the files it wrote and what it said."""
+    """Runs the demo on 200 cells: returns the folder it wrote to and what it said."""
     monkeypatch.setattr(_integration, "METRICS", METRICS)
 
-    def run(*options, columns=("batch", "cell_type", "library_size")):
-        adata = simulate(200, 60, n_types=3, seed=0)
+    def run(*options, columns=("batch", "cell_type", "library_size"), n_types=3, n_batches=2):
+        adata = simulate(200, 60, n_types, n_batches, seed=0)
         adata.obs = adata.obs[list(columns)]
         adata.write_h5ad(tmp_path / "cells.h5ad")
         out = tmp_path / "out"
+        # UMAP gives torch a second thread for the next run, which is slow on busy cores
+        torch.set_num_threads(1)
         demo.main(["--data", str(tmp_path / "cells.h5ad"), "--out", str(out), *options])
         return out, capsys.readouterr().out
 
@@ -56,6 +59,14 @@ def test_demo_without_cell_types(run, options, columns):
     assert n_panels(out / "energy.png") == 1
     assert said.index("No cell types") < said.index("QBMVI: held-out")
     assert f"Figures are in {out}/" in said
+
+
+def test_one_type_is_no_type_and_one_batch_leaves_the_other_scores(run):
+    out, said = run("--epochs", "1", n_types=1)
+    assert {file.name for file in out.iterdir()} == FIGURES and "No cell types" in said
+    out, said = run("--epochs", "1", n_batches=1)
+    metrics = pd.read_csv(out / "scib.csv")["metric"]
+    assert set(metrics) == {"Silhouette label", "Bio conservation"}
 
 
 @pytest.mark.parametrize(

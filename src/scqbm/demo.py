@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     adata = _cells(args.data, args.seed)
     label_key = _label_key(adata, args.batch_key, args.labels_key)
     if label_key is None:
-        _say("No cell types (--labels-key names their column), so no scores, no figures of types.")
+        _say("No cell types (--labels-key names their column): no scores and no figures of types.")
     if args.data is not None:
         adata = prepare(_subset(adata, args.seed), args.batch_key)
     epochs = args.epochs or int(np.clip(400_000 / adata.n_obs, 30, 150))
@@ -82,14 +82,15 @@ def _cells(path: Path | None, seed: int) -> AnnData:
 
 
 def _label_key(adata: AnnData, batch_key: str, asked: str | None) -> str | None:
-    """The column with the cell types, or ``None``; exits if a column that was named is missing."""
+    """The column with several cell types, if any; exits if a column that was named is missing."""
     if asked is None and LABELS in adata.obs:
         asked = LABELS
     label_key = asked or None
     for argument, key in (("--batch-key", batch_key), ("--labels-key", label_key)):
         if key is not None and key not in adata.obs:
             raise SystemExit(f"{argument}: no column {key!r} in obs; it has {list(adata.obs)}.")
-    return label_key
+    one_type = label_key is not None and adata.obs[label_key].nunique() < 2
+    return None if one_type else label_key
 
 
 def _subset(adata: AnnData, seed: int) -> AnnData:
@@ -120,6 +121,8 @@ def _train(adata: AnnData, batch_key: str, epochs: int) -> dict:
 def _scores(adata: AnnData, models: dict, batch_key: str, label_key: str):
     """The table of scib-metrics, one column per model."""
     embeddings = {name: f"X_{name}" for name in models}
+    if adata.obs[batch_key].nunique() < 2:
+        batch_key = None  # nothing to mix: the scores of cell types remain
     table = benchmark.integration(adata, batch_key, label_key, embeddings, leiden=False)
     wide = table.pivot(index="metric", columns="method", values="value")
     return wide.loc[table["metric"].drop_duplicates(), list(models)]
