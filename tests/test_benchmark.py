@@ -191,7 +191,7 @@ def test_classification_of_types_and_of_noise(cells):
             "gradient boosting macro-F1",
         ):
             assert value(table, "types", metric, group) > 0.98
-        # noise says nothing about types: chance is 1/4, with a standard error of 0.03 for 240 cells
+        # noise says nothing about types: chance is 1/4, and its standard error over 240 cells 0.03
         assert value(table, "noise", "accuracy", group) == pytest.approx(1 / TYPES, abs=0.1)
 
 

@@ -72,9 +72,9 @@ def known(values: np.ndarray) -> np.ndarray:
 def chosen_cells(
     adata: AnnData, batch_key: str | None, label_key: str, max_cells: int | None, seed: int
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Indices of a fair subset of the cells that have a label and a batch, and those as strings.
+    """Indices of a fair subset of the cells, and their labels and batches as strings.
 
-    Warns if cells have none.
+    Cells without a label or a batch are left out, with a warning.
     """
     if max_cells is not None:
         _checks.whole("max_cells", max_cells)

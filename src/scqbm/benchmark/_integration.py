@@ -160,7 +160,7 @@ def _scores(name, array, before, obs, leiden, seed) -> list[dict]:
     """Rows with all metrics of one embedding."""
     neighbours = exact_neighbours(array, N_NEIGHBORS)
     groups = dict(METRICS)
-    if before is None:  # without batches no label is isolated in one of them
+    if before is None:  # a label is isolated if it is in few batches
         groups = {"bio": {k: v for k, v in METRICS["bio"].items() if k != "isolated_labels"}}
     table = []
     for group, metrics in groups.items():

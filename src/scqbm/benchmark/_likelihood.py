@@ -36,7 +36,7 @@ def likelihood(
         Held-out cells: their positions, or a Boolean mask of all cells. By default each model's
         own validation cells.
     adata
-        The data that ``indices`` counts in. By default each model's own data.
+        The data that ``indices`` refer to. By default each model's own data.
     n_repeats
         Draws of each cell's code for the ELBO.
     n_draws
