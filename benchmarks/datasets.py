@@ -16,7 +16,8 @@ from anndata import AnnData
 from scipy import sparse
 
 from scqbm import data
-from scqbm.benchmark._inputs import log_normalised, pca
+from scqbm.benchmark._inputs import pca
+from scqbm.data import log_normalised
 
 N_GENES = 2000
 HELD_OUT = 0.1

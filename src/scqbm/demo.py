@@ -1,4 +1,4 @@
-"""``python -m scqbm.demo``: QBMVI beside SCVI on one dataset, as a table and four figures."""
+"""``python -m scqbm.demo``: QBMVI beside SCVI on one dataset, as a table of scores and figures."""
 
 from __future__ import annotations
 
@@ -12,130 +12,154 @@ import numpy as np
 import scvi
 from anndata import AnnData, read_h5ad
 
-from scqbm import QBMVI, benchmark
+from scqbm import QBMVI, benchmark, pl
 from scqbm.data import prepare, simulate
 
 MAX_CELLS = 10_000  # keeps the demo under ten minutes on two cores
+LABELS = "cell_type"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train both models at their defaults, write the scib-metrics table and the figures."""
-    parser = argparse.ArgumentParser(prog="python -m scqbm.demo", description=__doc__)
-    parser.add_argument("--data", type=Path, help="h5ad of raw counts (default: simulated cells)")
-    parser.add_argument("--batch-key", default="batch", help="column of obs with the batches")
-    parser.add_argument("--labels-key", default="cell_type", help="column of obs with the labels")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder to write")
-    parser.add_argument("--epochs", type=int, help="epochs (default: by the number of cells)")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    """Train both models at their defaults, and write the table of scores and the figures.
+
+    Parameters
+    ----------
+    argv
+        Arguments of the command line; by default those of the running program.
+    """
+    args = _arguments(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     scvi.settings.seed = args.seed
+    what = "simulated cells" if args.data is None else args.data
+    _say(f"Training QBMVI and SCVI on {what}. The results will be in {args.out}/.")
+    _say("This takes up to ten minutes on two cores.")
 
-    adata = _cells(args.data, args.batch_key, args.labels_key, args.seed)
+    adata = _cells(args.data, args.seed)
+    label_key = _label_key(adata, args.batch_key, args.labels_key)
+    if label_key is None:
+        _say("No cell types (--labels-key names their column): no scores and no figures of types.")
+    if args.data is not None:
+        adata = prepare(_subset(adata, args.seed), args.batch_key)
     epochs = args.epochs or int(np.clip(400_000 / adata.n_obs, 30, 150))
-    print(f"{adata.n_obs} cells, {adata.n_vars} genes, {epochs} epochs a model", flush=True)
-    models = {}
-    for cls in (QBMVI, scvi.model.SCVI):
-        cls.setup_anndata(adata, batch_key=args.batch_key)
-        models[cls.__name__] = model = cls(adata, gene_likelihood="nb")
-        start = time.perf_counter()
-        model.train(epochs, check_val_every_n_epoch=min(5, epochs))
-        adata.obsm[f"X_{cls.__name__}"] = model.get_latent_representation()
-        elbo = -float(model.get_elbo(indices=model.validation_indices))
-        seconds = time.perf_counter() - start
-        print(
-            f"{cls.__name__}: held-out -ELBO {elbo:.1f} nats a cell, {seconds:.0f} s", flush=True
-        )
-    adata.obs["prior_energy"] = models["QBMVI"].get_prior_energy()
-
-    embeddings = {name: f"X_{name}" for name in models}
-    table = benchmark.integration(adata, args.batch_key, args.labels_key, embeddings, leiden=False)
-    table = table.pivot(index="metric", columns="method", values="value").loc[
-        table["metric"].drop_duplicates(), list(models)
-    ]
-    table.to_csv(args.out / "scib.csv")
-    print(table.to_string(float_format="{:.3f}".format))
-    _figures(adata, models, args.batch_key, args.labels_key, args.out)
-    print(f"Table and figures are in {args.out}/")
+    _say(f"{adata.n_obs} cells, {adata.n_vars} genes, {epochs} epochs per model")
+    models = _train(adata, args.batch_key, epochs)
+    if label_key is not None:
+        table = _scores(adata, models, args.batch_key, label_key)
+        table.to_csv(args.out / "scib.csv")
+        _say(table.to_string(float_format="{:.3f}".format))
+    _figures(adata, models, args.batch_key, label_key, args.out)
+    _say(f"{'Figures' if label_key is None else 'Scores and figures'} are in {args.out}/")
 
 
-def _cells(path: Path | None, batch_key: str, labels_key: str, seed: int) -> AnnData:
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m scqbm.demo", description=__doc__)
+    parser.add_argument("--data", type=Path, help="h5ad of raw counts (default: simulated cells)")
+    parser.add_argument(
+        "--batch-key", default="batch", help="column of obs with the batches (default: batch)"
+    )
+    parser.add_argument(
+        "--labels-key",
+        help='column of obs with the cell types (default: cell_type, if there is one; "": none)',
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo_output"), help="folder for the results"
+    )
+    parser.add_argument("--epochs", type=int, help="epochs (default: by the number of cells)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
+    return parser.parse_args(argv)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # at once, also where the output is a file
+
+
+def _cells(path: Path | None, seed: int) -> AnnData:
     if path is None:
         return simulate(n_cells=3000, n_genes=1000, n_batches=3, seed=seed)
-    adata = read_h5ad(path)
-    for argument, key in (("--batch-key", batch_key), ("--labels-key", labels_key)):
-        if key not in adata.obs:
+    return read_h5ad(path)
+
+
+def _label_key(adata: AnnData, batch_key: str, asked: str | None) -> str | None:
+    """The column with several cell types, if any; exits if a column that was named is missing."""
+    if asked is None and LABELS in adata.obs:
+        asked = LABELS
+    label_key = asked or None
+    for argument, key in (("--batch-key", batch_key), ("--labels-key", label_key)):
+        if key is not None and key not in adata.obs:
             raise SystemExit(f"{argument}: no column {key!r} in obs; it has {list(adata.obs)}.")
-    if adata.n_obs > MAX_CELLS:
-        print(f"Using {MAX_CELLS} random cells of {adata.n_obs}.")
-        keep = np.random.default_rng(seed).choice(adata.n_obs, MAX_CELLS, replace=False)
-        adata = adata[np.sort(keep)].copy()
-    return prepare(adata, batch_key)
+    one_type = label_key is not None and adata.obs[label_key].nunique() < 2
+    return None if one_type else label_key
 
 
-def _figures(adata: AnnData, models: dict, batch_key: str, labels_key: str, out: Path) -> None:
+def _subset(adata: AnnData, seed: int) -> AnnData:
+    if adata.n_obs <= MAX_CELLS:
+        return adata
+    _say(f"Using {MAX_CELLS} random cells of {adata.n_obs}.")
+    keep = np.random.default_rng(seed).choice(adata.n_obs, MAX_CELLS, replace=False)
+    return adata[np.sort(keep)].copy()
+
+
+def _train(adata: AnnData, batch_key: str, epochs: int) -> dict:
+    """Both models; adds their embeddings and the prior energy of each cell to ``adata``."""
+    models = {}
+    for cls in (QBMVI, scvi.model.SCVI):
+        name = cls.__name__
+        cls.setup_anndata(adata, batch_key=batch_key)
+        models[name] = model = cls(adata, gene_likelihood="nb")
+        start = time.perf_counter()
+        model.train(epochs, check_val_every_n_epoch=min(5, epochs))
+        adata.obsm[f"X_{name}"] = model.get_latent_representation()
+        elbo = -float(model.get_elbo(indices=model.validation_indices))
+        seconds = time.perf_counter() - start
+        _say(f"{name}: held-out -ELBO {elbo:.1f} nats per cell, {seconds:.0f} s")
+    adata.obs["prior_energy"] = models["QBMVI"].get_prior_energy()
+    return models
+
+
+def _scores(adata: AnnData, models: dict, batch_key: str, label_key: str):
+    """The table of scib-metrics, one column per model."""
+    embeddings = {name: f"X_{name}" for name in models}
+    if adata.obs[batch_key].nunique() < 2:
+        batch_key = None  # nothing to mix: the scores of cell types remain
+    table = benchmark.integration(adata, batch_key, label_key, embeddings, leiden=False)
+    wide = table.pivot(index="metric", columns="method", values="value")
+    return wide.loc[table["metric"].drop_duplicates(), list(models)]
+
+
+def _figures(
+    adata: AnnData, models: dict, batch_key: str, label_key: str | None, out: Path
+) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import scanpy as sc
-    import seaborn as sns  # comes with scanpy
+
+    def save(axes, name: str) -> None:
+        axes.figure.savefig(out / f"{name}.png", dpi=130)
+        plt.close(axes.figure)
 
     for name in models:
         sc.pp.neighbors(adata, use_rep=f"X_{name}", key_added=name)
-        adata.obsm[f"umap_{name}"] = sc.tl.umap(adata, neighbors_key=name, copy=True).obsm[
-            "X_umap"
-        ]
-    for colour, filename in ((batch_key, "umap_batch"), (labels_key, "umap_labels")):
-        figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-        for axis, name in zip(axes, models, strict=True):
-            last = name == list(models)[-1]
-            sc.pl.embedding(
-                adata,
-                f"umap_{name}",
-                color=colour,
-                title=f"{name}, {colour}",
-                legend_loc="right margin" if last else None,
-                frameon=False,
-                ax=axis,
-                show=False,
-            )
-        figure.savefig(out / f"{filename}.png", dpi=130)
+        umap = sc.tl.umap(adata, neighbors_key=name, copy=True).obsm["X_umap"]
+        adata.obsm[f"umap_{name}"] = umap
+    bases = {name: f"umap_{name}" for name in models}
+    save(pl.embeddings(adata, bases, batch_key)[0], "umap_batch")
+    if label_key is not None:
+        save(pl.embeddings(adata, bases, label_key)[0], "umap_labels")
+    save(pl.training(models), "training")
 
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    for name, model in models.items():
-        for split, style in (("train", ":"), ("validation", "-")):
-            curve = model.history[f"elbo_{split}"].iloc[:, 0].dropna()
-            curve = curve[curve.index >= 3]  # the first fall would hide the rest
-            axis.plot(curve.index, curve, style, label=f"{name} {split}")
-    axis.set(xlabel="epoch", ylabel="-ELBO, nats a cell")
-    axis.legend(frameon=False)
-    figure.savefig(out / "training.png", dpi=130)
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    sc.pl.embedding(
-        adata,
-        "umap_QBMVI",
-        color="prior_energy",
-        title="QBMVI, prior energy",
-        frameon=False,
-        ax=axes[0],
-        show=False,
+    n_panels = 1 if label_key is None else 2
+    figure, axes = plt.subplots(
+        1, n_panels, figsize=(5.5 * n_panels, 4.5), layout="constrained", squeeze=False
     )
-    medians = adata.obs.groupby(labels_key, observed=True)["prior_energy"].median()
-    sns.boxplot(
-        adata.obs,
-        x="prior_energy",
-        y=labels_key,
-        order=medians.sort_values().index,
-        fliersize=1,
-        ax=axes[1],
-    )
-    axes[1].set(xlabel="prior energy (low: typical of the prior)", ylabel="")
-    figure.savefig(out / "energy.png", dpi=130)
-    plt.close("all")
+    pl.embeddings(adata, ["umap_QBMVI"], "prior_energy", ax=axes[0, 0])
+    axes[0, 0].set_title("QBMVI, prior energy")
+    if label_key is not None:
+        pl.energy_by_group(adata, label_key, ax=axes[0, 1])
+    save(axes[0, 0], "energy")
 
 
 if __name__ == "__main__":

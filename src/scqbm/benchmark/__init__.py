@@ -1,11 +1,11 @@
-"""Judging embeddings and models of cells: one call a question, a tidy table as the answer."""
+"""Scores of embeddings and models: one function per question, a tidy table as the answer."""
 
-from .classification import classification
-from .generation import generation
-from .integration import aggregates, integration
-from .likelihood import likelihood
-from .plots import plot_integration
-from .trajectory import trajectory
+from scqbm.benchmark._classification import classification
+from scqbm.benchmark._generation import generation
+from scqbm.benchmark._integration import aggregates, integration
+from scqbm.benchmark._likelihood import likelihood
+from scqbm.benchmark._trajectory import trajectory
+from scqbm.pl import integration as plot_integration
 
 __all__ = [
     "aggregates",

@@ -1,4 +1,4 @@
-"""What every task needs: embeddings as arrays, cells with labels, a fair subsample."""
+"""What the benchmark functions share: their inputs as arrays, a fair subsample, table rows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from scqbm import _checks
+from scqbm.data import log_normalised
+
 
 def as_array(adata: AnnData, name: str, embedding: Any) -> np.ndarray:
-    """One row a cell, from an array, a key of ``adata.obsm`` or a trained model."""
+    """One row per cell, from an array, a key of ``adata.obsm`` or a trained model."""
     if isinstance(embedding, str):
         if embedding not in adata.obsm:
             raise ValueError(
@@ -21,7 +24,7 @@ def as_array(adata: AnnData, name: str, embedding: Any) -> np.ndarray:
                 f"not {embedding!r}."
             )
         embedding = adata.obsm[embedding]
-    elif hasattr(embedding, "get_latent_representation"):
+    elif is_model(embedding):
         embedding = embedding.get_latent_representation(adata)
     array = np.asarray(embedding, dtype=np.float32)
     if array.ndim != 2 or len(array) != adata.n_obs:
@@ -35,7 +38,7 @@ def as_array(adata: AnnData, name: str, embedding: Any) -> np.ndarray:
 
 
 def as_arrays(adata: AnnData, embeddings: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """:func:`as_array` of each."""
+    """:func:`as_array` of each embedding."""
     if not isinstance(embeddings, Mapping) or not embeddings:
         raise ValueError(
             "`embeddings` must be a dict from a name to an array, a key of adata.obsm or a model."
@@ -43,32 +46,60 @@ def as_arrays(adata: AnnData, embeddings: Mapping[str, Any]) -> dict[str, np.nda
     return {name: as_array(adata, name, e) for name, e in embeddings.items()}
 
 
+def is_model(thing: Any) -> bool:
+    """Whether this is a trained model rather than an array or a key."""
+    return hasattr(thing, "get_latent_representation")
+
+
+def check_models(models: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless each model has a name."""
+    if not isinstance(models, Mapping):
+        raise ValueError("`models` must be a dict from a name to a trained model.")
+
+
 def column(adata: AnnData, argument: str, key: str) -> np.ndarray:
-    """A column of ``adata.obs`` as an array of objects, missing values as ``None``."""
-    if key not in adata.obs:
-        raise ValueError(f"`{argument}` must be a column of adata.obs, not {key!r}.")
+    """A column of ``adata.obs`` as an array of objects; missing values are ``None``."""
+    _checks.column(adata, argument, key)
     values = adata.obs[key]
     return np.array([None if m else v for v, m in zip(values, values.isna(), strict=True)], object)
 
 
-def complete(**columns: np.ndarray) -> np.ndarray:
-    """Indices of the cells without a missing value in any column; says how many were left out."""
-    keep = np.ones(len(next(iter(columns.values()))), bool)
-    for values in columns.values():
-        keep &= np.array([value is not None for value in values])
-    if not keep.all():
+def known(values: np.ndarray) -> np.ndarray:
+    """A mask of the values of a :func:`column` that are not missing."""
+    return np.array([value is not None for value in values], bool)
+
+
+def chosen_cells(
+    adata: AnnData, batch_key: str | None, label_key: str, max_cells: int | None, seed: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Indices of a fair subset of the cells, and their labels and batches as strings.
+
+    Cells without a label or a batch are left out, with a warning.
+    """
+    if max_cells is not None:
+        _checks.whole("max_cells", max_cells)
+    columns = {"label": column(adata, "label_key", label_key)}
+    if batch_key is not None:
+        columns["batch"] = column(adata, "batch_key", batch_key)
+    complete = np.all([known(values) for values in columns.values()], axis=0)
+    if not complete.all():
         warnings.warn(
-            f"{(~keep).sum()} cells have no {' or no '.join(columns)} and are left out.",
-            stacklevel=4,  # whoever called the task
+            f"{(~complete).sum()} cells have no {' or no '.join(columns)} and are left out.",
+            stacklevel=3,  # the line that called the benchmark function
         )
-    return np.flatnonzero(keep)
+    keep = np.flatnonzero(complete)
+    columns = {name: values[keep].astype(str) for name, values in columns.items()}
+    strata = pd.MultiIndex.from_arrays(list(columns.values())).to_flat_index()
+    chosen = subsample(strata, max_cells, seed)
+    return keep[chosen], {name: values[chosen] for name, values in columns.items()}
 
 
 def subsample(strata: np.ndarray, max_cells: int | None, seed: int) -> np.ndarray:
-    """Sorted indices of at most ``max_cells`` cells, each stratum in proportion.
+    """Sorted indices of at most ``max_cells`` cells, each stratum in proportion to its size.
 
-    Shares are rounded down, at least one cell a stratum; what is left goes to the strata with the
-    largest remainders. With more strata than cells it is a plain random subset.
+    Shares are rounded down, but each stratum keeps at least one cell. The cells that are then
+    missing come from the strata with the largest remainders. If there are more strata than cells,
+    the subset is random.
     """
     n = len(strata)
     if max_cells is None or n <= max_cells:
@@ -92,38 +123,23 @@ def subsample(strata: np.ndarray, max_cells: int | None, seed: int) -> np.ndarra
     return np.sort(np.concatenate(parts))
 
 
-def chosen_cells(
-    adata: AnnData, batch_key: str | None, label_key: str, max_cells: int | None, seed: int
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Indices of a fair subset with a label and a batch, and its columns as strings."""
-    columns = {"label": column(adata, "label_key", label_key)}
-    if batch_key is not None:
-        columns["batch"] = column(adata, "batch_key", batch_key)
-    keep = complete(**columns)
-    columns = {name: values[keep].astype(str) for name, values in columns.items()}
-    strata = pd.MultiIndex.from_arrays(list(columns.values())).to_flat_index()
-    chosen = subsample(strata, max_cells, seed)
-    return keep[chosen], {name: values[chosen] for name, values in columns.items()}
+def dense(values: Any) -> np.ndarray:
+    """A dense array of a dense or sparse matrix."""
+    return values.toarray() if sparse.issparse(values) else np.asarray(values)
 
 
-def log_normalised(counts) -> np.ndarray | sparse.spmatrix:
-    """Log of counts scaled to 10,000 a cell; anything but counts is returned as it is."""
-    values = counts.data if sparse.issparse(counts) else np.asarray(counts)
-    if np.any(values < 0) or np.any(values != np.rint(values)):
-        return counts
-    import scanpy as sc
-
-    # scaled by hand-off to scanpy on a copy, so that the caller's matrix stays as it was
-    cells = AnnData(counts.astype(np.float32).copy())
-    sc.pp.normalize_total(cells, target_sum=1e4)
-    sc.pp.log1p(cells)
-    return cells.X
-
-
-def pca(counts, n_comps: int = 50) -> np.ndarray:
-    """Principal components of log-normalised counts, what scIB takes as "before integration"."""
+def pca(counts: Any, n_comps: int = 50) -> np.ndarray:
+    """Principal components of log-normalised counts: scIB's embedding before integration."""
     import scanpy as sc
 
     cells = AnnData(log_normalised(counts))
     sc.pp.pca(cells, n_comps=min(n_comps, min(cells.shape) - 1), random_state=0)
     return cells.obsm["X_pca"]
+
+
+def rows(method: str, group: str, values: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Rows of a tidy table, one per metric."""
+    return [
+        {"method": method, "group": group, "metric": metric, "value": float(value)}
+        for metric, value in values.items()
+    ]

@@ -1,6 +1,7 @@
-"""Data: simulated counts with known truth, and real datasets read from a folder."""
+"""Simulated counts with known truth, and real datasets that are read from a folder."""
 
-from ._files import available, load, prepare
-from ._simulate import simulate
+from scqbm.data._counts import log_normalised
+from scqbm.data._files import available, load, prepare
+from scqbm.data._simulate import simulate
 
-__all__ = ["available", "load", "prepare", "simulate"]
+__all__ = ["available", "load", "log_normalised", "prepare", "simulate"]

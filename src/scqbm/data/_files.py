@@ -1,15 +1,16 @@
-"""Real datasets: files ``NAME.h5ad`` in the folder named by ``SCQBM_DATA``."""
+"""Real datasets: files ``NAME.h5ad`` in the folder that ``SCQBM_DATA`` names."""
 
 from __future__ import annotations
 
 import os
-from numbers import Integral
 from pathlib import Path
 
 import anndata
 import numpy as np
 from anndata import AnnData
-from scipy import sparse
+
+from scqbm import _checks
+from scqbm.data._counts import are_counts, log_normalised
 
 _VARIABLE = "SCQBM_DATA"
 
@@ -19,15 +20,15 @@ def available() -> list[str]:
 
     Returns
     -------
-    Sorted names, empty if the environment variable ``SCQBM_DATA`` names no folder.
+    Sorted names; none if the environment variable ``SCQBM_DATA`` names no folder.
     """
-    # An empty variable means unset: Path("") would silently be the current folder.
+    # an empty variable counts as unset: Path("") would be the current folder
     folder = os.environ.get(_VARIABLE)
     return sorted(path.stem for path in Path(folder).glob("*.h5ad")) if folder else []
 
 
 def load(name: str) -> AnnData:
-    """Read the dataset ``NAME.h5ad`` from the folder named by ``SCQBM_DATA``.
+    """Read the dataset ``NAME.h5ad`` from the folder that ``SCQBM_DATA`` names.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ def load(name: str) -> AnnData:
 
     Returns
     -------
-    The dataset as stored.
+    The dataset as it is stored.
 
     Raises
     ------
@@ -54,38 +55,34 @@ def load(name: str) -> AnnData:
 def prepare(adata: AnnData, batch_key: str | None = None, n_top_genes: int = 2000) -> AnnData:
     """Keep the highly variable genes, with raw counts in ``X``.
 
-    Genes are ranked on normalised log counts by scanpy's ``"seurat"`` flavour, within batches if
-    ``batch_key`` is given. All genes are kept if there are no more than ``n_top_genes``.
+    Genes are ranked on log-normalised counts by scanpy's ``"seurat"`` flavour. Cells that have no
+    count in the chosen genes are left out, since the log of their library size does not exist.
 
     Parameters
     ----------
     adata
         Raw counts in ``X``. Not changed.
     batch_key
-        Column of ``adata.obs`` that holds the batch.
+        Column of ``adata.obs`` with the batches: genes are then ranked within each batch. ``None``
+        ranks them over all cells.
     n_top_genes
-        Number of genes to keep.
+        Number of genes to keep. All are kept if there are no more than that.
 
     Returns
     -------
-    A copy with the chosen genes in their original order. Cells without a single count in those
-    genes are left out, since the log of their library size does not exist.
+    A copy with the chosen genes in their original order.
     """
-    values = adata.X.data if sparse.issparse(adata.X) else np.asarray(adata.X)
-    if np.any(values < 0) or np.any(values != np.rint(values)):
+    if not are_counts(adata.X):
         raise ValueError("`adata` must hold raw counts (non-negative integers) in X.")
-    if batch_key is not None and batch_key not in adata.obs:
-        raise ValueError(f"`batch_key` must be a column of adata.obs, not {batch_key!r}.")
-    if not isinstance(n_top_genes, Integral) or n_top_genes < 1:
-        raise ValueError(f"`n_top_genes` must be an integer of at least 1, not {n_top_genes!r}.")
+    if batch_key is not None:
+        _checks.column(adata, "batch_key", batch_key)
+    _checks.whole("n_top_genes", n_top_genes)
 
     keep = slice(None)
     if n_top_genes < adata.n_vars:
         import scanpy as sc  # slow to import, so only here
 
-        logged = AnnData(adata.X.copy(), obs=adata.obs, var=adata.var[[]])
-        sc.pp.normalize_total(logged, target_sum=1e4)
-        sc.pp.log1p(logged)
+        logged = AnnData(log_normalised(adata.X), obs=adata.obs, var=adata.var[[]])
         sc.pp.highly_variable_genes(
             logged, flavor="seurat", batch_key=batch_key, n_top_genes=n_top_genes
         )

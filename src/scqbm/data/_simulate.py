@@ -1,8 +1,8 @@
-"""Simulated single-cell counts whose cell types, batches and trajectory are known."""
+"""Simulated counts of cells whose types, batches and trajectory are known."""
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,10 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-_BLOCK = 1_000_000  # entries of the dense cells-by-genes block held in memory at once
-_GENE_SD = 1.2  # of the log base expression: a few high genes, many low ones
+from scqbm._checks import whole
+
+_BLOCK = 1_000_000  # values of the dense cells-by-genes block in memory at once
+_GENE_SD = 1.2  # of the log base expression: few genes are high, many are low
 
 
 def simulate(
@@ -35,10 +37,11 @@ def simulate(
 ) -> AnnData:
     """Simulate negative-binomial counts of cells in types, batches and, if asked, a trajectory.
 
-    Cell types are the leaves of a binary tree. Each edge of the tree is a programme that changes
-    the log expression of a random subset of genes, so types that part late are close. With
-    ``trajectory=True`` the types are instead the branches of a tree along which cells move:
-    branch 0 is the root and branch ``k`` grows from the end of branch ``(k - 1) // 2``.
+    Cell types are the leaves of a binary tree. Each edge of the tree is a gene programme, which
+    changes the log expression of a random subset of genes, so that types that share most of their
+    path are similar. With ``trajectory=True`` the types are instead the branches of a tree along
+    which cells move: branch 0 is the root, and branch ``k`` grows from the end of branch
+    ``(k - 1) // 2``.
 
     Parameters
     ----------
@@ -47,32 +50,32 @@ def simulate(
     n_genes
         Number of genes.
     n_types
-        Number of cell types, or of branches if ``trajectory``.
+        Number of cell types, or of branches of the trajectory.
     n_batches
-        Number of batches, equal in size to within one cell.
+        Number of batches. Their sizes differ by at most one cell.
     type_strength
-        Standard deviation of the log fold changes of one programme.
+        Standard deviation of the log fold changes of a programme.
     type_genes
-        Expected fraction of genes that one programme changes.
+        Expected share of the genes that a programme changes.
     type_concentration
-        Dirichlet concentration of the type proportions; large means equal types.
+        Dirichlet concentration of the type proportions. Large values give equal proportions.
     batch_strength
         Standard deviation of the log fold change of each gene in each batch.
     batch_depth
-        Standard deviation of the log sequencing depth of batches.
+        Standard deviation, over batches, of the log sequencing depth.
     composition_shift
         0 gives all batches the same type proportions, 1 gives them unrelated ones.
     library_size
         Median expected count of a cell, before the depth of its batch.
     library_sd
-        Standard deviation of the log library size of cells within a batch.
+        Standard deviation, over the cells of a batch, of the log library size.
     dispersion
-        Median over genes of the dispersion ``a`` in ``variance = mean + a * mean**2``
-        (scvi-tools' ``theta`` is ``1 / a``).
+        Median, over genes, of the dispersion ``a`` in ``variance = mean + a * mean**2``
+        (``theta`` of scvi-tools is ``1 / a``).
     dispersion_sd
-        Standard deviation of the log dispersion across genes.
+        Standard deviation, over genes, of the log dispersion.
     trajectory
-        Place cells along branches instead of at discrete types.
+        Place the cells along branches instead of at separate types.
     seed
         Seed of all random draws.
 
@@ -82,11 +85,17 @@ def simulate(
 
     - ``obs``: ``batch``, ``cell_type``, ``library_size``; with a trajectory also ``branch`` and
       ``pseudotime``, the distance from the root scaled to [0, 1].
-    - ``var``: ``log_base``, ``dispersion``; ``varm["batch_effect"]``, one column a batch.
-    - ``obsm["programs"]``, activity of programmes in cells; ``varm["programs"]``, their genes.
-    - ``uns["simulation"]``: the arguments; ``uns["type_distance"]``: edges between types.
+    - ``var``: ``log_base``, ``dispersion``; ``varm["batch_effect"]``, one column per batch.
+    - ``obsm["programs"]``: activity of the programmes in each cell; ``varm["programs"]``: what
+      they change in each gene.
+    - ``uns["simulation"]``: the arguments; ``uns["type_distance"]``: number of edges between
+      types.
 
     Expected counts are ``library_size * softmax(log_base + programs + batch_effect)``.
+
+    Examples
+    --------
+    >>> adata = scqbm.data.simulate(n_cells=2000, n_batches=2)
     """
     params = dict(locals())
     _check(params)
@@ -97,7 +106,7 @@ def simulate(
     common, own = np.split(rng.dirichlet([type_concentration] * n_types, 1 + n_batches), [1])
     upper = np.cumsum(common + composition_shift * (own - common), axis=1)[:, :-1]
     cell_type = (rng.random((n_cells, 1)) > upper[batch]).sum(1)
-    cell_type[rng.choice(n_cells, n_types, replace=False)] = np.arange(n_types)  # none is empty
+    cell_type[rng.choice(n_cells, n_types, replace=False)] = np.arange(n_types)  # no type is empty
     depth = batch_depth * rng.standard_normal(n_batches)
     library = library_size * np.exp(depth[batch] + library_sd * rng.standard_normal(n_cells))
     obs = {
@@ -112,8 +121,8 @@ def simulate(
     if trajectory:
         progress = rng.random(n_cells)
         branch = np.eye(n_types)[cell_type]
-        # A branch adds a lasting change, 0 at its start and 1 at its end, where its children
-        # start, and a passing one, 0 at both ends: the path is curved but never jumps.
+        # A branch adds a lasting change, which is 0 at its start and 1 at its end, where its
+        # children start, and a passing change, which is 0 at both ends: a curve without jumps.
         lasting = activity - branch * (1 - progress[:, None])
         activity = np.hstack([lasting, branch * np.sin(np.pi * progress[:, None])])
         length = paths.sum(0)  # of the path from the root to the end of each branch
@@ -167,7 +176,7 @@ def _leaf_paths(n_types: int) -> np.ndarray:
 
 
 def _branch_paths(n_types: int) -> np.ndarray:
-    """Binary tree of branches: entry (b, t) is 1 if b is t or lies between the root and t."""
+    """Binary tree of branches: entry (b, t) is 1 if b is t or is between the root and t."""
     paths = np.eye(n_types)
     for branch in range(1, n_types):
         paths[:, branch] += paths[:, (branch - 1) // 2]
@@ -182,12 +191,11 @@ def _check(params: dict[str, Any]) -> None:
     """Raise a ValueError that names the first bad argument."""
     for name, value in params.items():
         number = isinstance(value, Real) and not isinstance(value, bool) and np.isfinite(value)
+        if name == "seed" or name.startswith("n_"):
+            whole(name, value, 0 if name == "seed" else 1)
+            continue
         if name == "trajectory":
             good, need = isinstance(value, bool | np.bool_), "True or False"
-        elif name == "seed" or name.startswith("n_"):
-            low = 0 if name == "seed" else 1
-            good = number and isinstance(value, Integral) and value >= low
-            need = f"an integer of at least {low}"
         elif name in ("type_genes", "composition_shift"):
             good, need = number and 0 <= value <= 1, "a number between 0 and 1"
         elif name in ("type_concentration", "library_size", "dispersion"):

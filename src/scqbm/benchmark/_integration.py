@@ -1,4 +1,4 @@
-"""Integration: all metrics of scib-metrics, and Leiden clusters against the labels."""
+"""Integration: the metrics of scib-metrics, and Leiden clusters beside the labels."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scqbm.benchmark._inputs import as_arrays, chosen_cells, pca
+from scqbm.benchmark._inputs import as_arrays, chosen_cells, pca, rows
 
-# scib-metrics' names: of the metric, then of the figures that it gives
+# scib-metrics' names: of each metric, and of the scores that it gives
 METRICS = {
     "bio": {
         "isolated_labels": ("Isolated labels",),
@@ -31,7 +31,7 @@ METRICS = {
         "pcr_comparison": ("PCR comparison",),
     },
 }
-WEIGHTS = {"batch": 0.4, "bio": 0.6}  # of the Total, as in scIB
+WEIGHTS = {"batch": 0.4, "bio": 0.6}  # in the Total, as in scIB
 RESOLUTIONS = tuple(np.round(np.arange(0.2, 2.01, 0.2), 1))  # scib-metrics' own
 N_NEIGHBORS = 90  # the most that a metric (LISI) asks for
 
@@ -49,43 +49,48 @@ def integration(
 ) -> pd.DataFrame:
     """How well embeddings mix batches and keep cell types apart, by scib-metrics.
 
-    All default metrics of ``scib_metrics.benchmark.Benchmarker``, not rescaled between
-    embeddings, with its averages: batch correction, bio conservation and Total (.4 and .6). On
-    top, agreement of Leiden clusters with the labels.
+    The scores are those of ``scib_metrics.benchmark.Benchmarker`` with all its default metrics,
+    not rescaled between embeddings, and its averages: batch correction, bio conservation, and
+    the Total, which weighs them 0.4 and 0.6. Leiden clusters are compared with the labels, too.
 
     Parameters
     ----------
     adata
         Counts or log-normalised values in ``X``.
     batch_key
-        Column of ``adata.obs`` with the batches; ``None`` leaves the batch metrics out.
+        Column of ``adata.obs`` with the batches. ``None`` leaves the batch metrics out.
     label_key
         Column of ``adata.obs`` with the cell types.
     embeddings
         From a name to an array, a key of ``adata.obsm`` or a model with
         ``get_latent_representation``.
     pre_integrated
-        Embedding before integration, which PCR compares with: key of ``adata.obsm`` or array. By
-        default 50 principal components of the log-normalised ``X``.
+        The embedding before integration, which the PCR metric compares with: a key of
+        ``adata.obsm`` or an array. By default 50 principal components of the log-normalised ``X``.
     max_cells
-        Larger data are scored on a random subset of this size, stratified by batch and label:
-        memory and time grow with the square of the cells. ``None`` uses all.
+        Larger data are scored on a random subset of this size, stratified by batch and label,
+        since memory and time grow with the square of the number of cells. ``None`` uses all cells.
     leiden
-        Whether to cluster.
+        Whether to cluster the cells and compare the clusters with the labels.
     seed
-        Seed of the subset and the clustering.
+        Seed of the subset and of the clustering.
 
     Returns
     -------
-    Tidy table with the columns ``method``, ``group``, ``metric`` and ``value``. Groups:
+    Tidy table with the columns ``method``, ``group``, ``metric`` and ``value``. The groups are
     ``"bio"`` and ``"batch"`` (scib-metrics), ``"aggregate"`` (their means and the Total) and
-    ``"leiden"`` (ARI, AMI, NMI, homogeneity and FMI at the resolution of the best NMI).
+    ``"leiden"`` (ARI, AMI, NMI, homogeneity and FMI at the resolution with the best NMI).
 
     Notes
     -----
-    A metric that fails or is not defined, such as kBET where every label is in one batch, is NaN
-    and a warning says so. It is then left out of the averages of *all* embeddings, which would
-    not be comparable otherwise. Neighbours are exact. Cells without a batch or label are left out.
+    A metric that fails or is not defined (kBET, if each label is in one batch only) is NaN, with a
+    warning. It is then left out of the averages of *all* embeddings, so that these stay
+    comparable. Neighbours are exact. Cells without a batch or a label are left out.
+
+    Examples
+    --------
+    >>> table = scqbm.benchmark.integration(adata, "batch", "cell_type", {"QBMVI": model})
+    >>> scqbm.pl.integration(table)
     """
     arrays = as_arrays(adata, embeddings)
     keep, columns = chosen_cells(adata, batch_key, label_key, max_cells, seed)
@@ -103,26 +108,27 @@ def integration(
     else:
         before = as_arrays(adata, {"pre_integrated": pre_integrated})["pre_integrated"][keep]
 
-    rows = []
+    table = []
     with _quick_garbage_collection():
         for name, array in arrays.items():
-            for row in _one(array[keep], before, obs, leiden, seed):
-                rows.append({"method": name} | row)
-    table = pd.DataFrame(rows)
+            table += _scores(name, array[keep], before, obs, leiden, seed)
+    table = pd.DataFrame(table)
     return pd.concat([table, aggregates(table)], ignore_index=True)
 
 
 def aggregates(table: pd.DataFrame) -> pd.DataFrame:
-    """Averages, as scIB takes them, over the metrics that every method of ``table`` has.
+    """Average scores as scIB does, over the metrics that are defined for every method.
 
     Parameters
     ----------
     table
-        Rows of the groups ``"bio"`` and ``"batch"`` with the columns of :func:`integration`.
+        Scores of :func:`integration`: rows of the groups ``"bio"`` and ``"batch"``, with the
+        columns ``method``, ``group``, ``metric`` and ``value``. Other rows are ignored.
 
     Returns
     -------
-    Rows of the group ``"aggregate"``.
+    Rows of the group ``"aggregate"``: ``Batch correction``, ``Bio conservation`` and ``Total`` of
+    each method.
     """
     means = {}
     for group in ("batch", "bio"):
@@ -150,31 +156,25 @@ def aggregates(table: pd.DataFrame) -> pd.DataFrame:
     return long.assign(group="aggregate")[["method", "group", "metric", "value"]]
 
 
-def _one(array, before, obs, leiden, seed) -> list[dict]:
-    """All metrics of one embedding."""
+def _scores(name, array, before, obs, leiden, seed) -> list[dict]:
+    """Rows with all metrics of one embedding."""
     neighbours = exact_neighbours(array, N_NEIGHBORS)
     groups = dict(METRICS)
-    if before is None:  # isolated labels are those in the fewest batches
+    if before is None:  # a label is isolated if it is in few batches
         groups = {"bio": {k: v for k, v in METRICS["bio"].items() if k != "isolated_labels"}}
-    rows = []
+    table = []
     for group, metrics in groups.items():
         for metric, names in metrics.items():
             values = _scib(metric, group, array, before, obs, neighbours, names)
-            rows += [
-                {"group": group, "metric": name, "value": value}
-                for name, value in zip(names, values, strict=True)
-            ]
+            table += rows(name, group, values)
     if leiden:
         graph = neighbours.subset_neighbors(15).knn_graph_connectivities
-        rows += [
-            {"group": "leiden", "metric": name, "value": value}
-            for name, value in leiden_agreement(graph, obs["label"].to_numpy(), seed).items()
-        ]
-    return rows
+        table += rows(name, "leiden", leiden_agreement(graph, obs["label"].to_numpy(), seed))
+    return table
 
 
-def _scib(metric, group, array, before, obs, neighbours, names) -> list[float]:
-    """One metric by ``Benchmarker``, alone so that its failure does not take the others along."""
+def _scib(metric, group, array, before, obs, neighbours, names) -> dict[str, float]:
+    """One metric by ``Benchmarker``, alone, so that the others are scored even if it fails."""
     from scib_metrics.benchmark import BatchCorrection, Benchmarker, BioConservation
 
     kinds = {"bio": BioConservation, "batch": BatchCorrection}
@@ -198,21 +198,22 @@ def _scib(metric, group, array, before, obs, neighbours, names) -> list[float]:
             benchmarker.prepare(lambda _, n: neighbours.subset_neighbors(n))
             benchmarker.benchmark()
             values = benchmarker.get_results(min_max_scale=False).loc["embedding"]
-        return [float(values[name]) for name in names]
-    except Exception as error:  # whatever it is, the other metrics still count
+        return {name: values[name] for name in names}
+    except Exception as error:  # whatever it is, the other metrics can be scored
         warnings.warn(f"scib-metrics could not compute {metric}: {error!r}.", stacklevel=4)
-        return [np.nan] * len(names)
+        return dict.fromkeys(names, np.nan)
 
 
 def exact_neighbours(array: np.ndarray, n_neighbors: int):
-    """The nearest neighbours of each cell, itself included, as scib-metrics takes them.
+    """The nearest neighbours of each cell, itself included, in the form of scib-metrics.
 
-    Exact, hence the same everywhere: the approximate default may return fewer than asked for.
+    They are exact, and so the same on every machine. The approximate search that is the default
+    of scib-metrics may return too few.
     """
     from scib_metrics.nearest_neighbors import NeighborsResults
     from sklearn.neighbors import NearestNeighbors
 
-    # asked without a query a point is not its own neighbour, so duplicates cannot displace it
+    # without a query no cell is its own neighbour, so a duplicate cannot take its place
     finder = NearestNeighbors(n_neighbors=n_neighbors - 1, algorithm="brute").fit(array)
     distances, indices = finder.kneighbors()
     own = np.arange(len(array))[:, None]
@@ -222,17 +223,7 @@ def exact_neighbours(array: np.ndarray, n_neighbors: int):
 
 
 def leiden_agreement(graph, labels: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Agreement of Leiden clusters with the labels at the resolution with the best NMI.
-
-    Parameters
-    ----------
-    graph
-        Symmetric connectivities of the cells.
-    labels
-        Their cell types.
-    seed
-        Seed of the clustering.
-    """
+    """Agreement of Leiden clusters with the labels, at the resolution with the best NMI."""
     import scanpy as sc
     from sklearn import metrics
 
@@ -264,7 +255,7 @@ def leiden_agreement(graph, labels: np.ndarray, seed: int = 0) -> dict[str, floa
 
 @contextmanager
 def _quick_garbage_collection():
-    """Benchmarker collects garbage before each metric, for seconds with torch and JAX loaded."""
+    """Benchmarker collects garbage before each metric: seconds, once torch and JAX are loaded."""
     gc.freeze()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Cell types from an embedding, within the data and in a batch that was not seen."""
+"""Cell types from an embedding, in known batches and in a batch that was not seen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scqbm.benchmark._inputs import as_arrays, chosen_cells
+from scqbm import _checks
+from scqbm.benchmark._inputs import as_arrays, chosen_cells, rows
 
 CLASSIFIERS = ("logistic regression", "kNN", "gradient boosting")
 
@@ -26,44 +27,52 @@ def classification(
     max_cells: int | None = 10_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How well three plain classifiers read cell types off embeddings.
+    """How well three simple classifiers read cell types off embeddings.
 
     Parameters
     ----------
     adata
-        The cells; only ``obs`` is read, and ``obsm`` or ``X`` as the embeddings ask.
+        The cells. Only ``obs`` is read, and ``obsm`` or ``X`` if an embedding needs it.
     label_key
         Column of ``adata.obs`` with the cell types.
     embeddings
         From a name to an array, a key of ``adata.obsm`` or a model with
         ``get_latent_representation``.
     batch_key
-        Column with the batches, for leaving out one batch at a time; ``None`` skips that.
+        Column of ``adata.obs`` with the batches: the classifiers are then also tested on each
+        batch after training on the others. ``None`` leaves this test out.
     classifiers
         Some of ``"logistic regression"``, ``"kNN"`` (15 neighbours), ``"gradient boosting"``.
     n_folds
         Folds of the cross-validation, the same for all embeddings.
     max_cells
-        Larger data are judged on a random subset of this size, stratified by batch and label.
+        Larger data are scored on a random subset of this size, stratified by batch and label.
+        ``None`` uses all cells.
     seed
         Seed of the subset, the folds and the classifiers.
 
     Returns
     -------
-    Tidy table with the columns ``method``, ``group`` (``"within"``: cross-validation;
-    ``"across"``: the mean over left-out batches), ``metric`` (``"logistic regression accuracy"``,
-    ``"kNN macro-F1"``, ... and their means over classifiers, ``"accuracy"`` and ``"macro-F1"``)
-    and ``value``.
+    Tidy table with the columns ``method``, ``group``, ``metric`` and ``value``. The group is
+    ``"within"`` (cross-validation) or ``"across"`` (mean over the batches left out). The metrics
+    are the accuracy and the macro-F1 of each classifier (``"kNN macro-F1"``, ...), and their means
+    over the classifiers (``"accuracy"`` and ``"macro-F1"``).
 
     Notes
     -----
-    Labels with fewer cells than folds are left out, and a left-out batch is judged on the labels
-    that the others have. Classifiers and their scaling see the training cells only. Embeddings may
-    have seen the expression of all cells, as in use, but must not have seen labels.
+    Labels with fewer cells than folds are left out. A batch that is left out is tested only on
+    labels that the other batches have. Classifiers and their scaling are fitted to the training
+    cells only. An embedding may have been trained on the expression of all cells, as in practice,
+    but not on their labels.
+
+    Examples
+    --------
+    >>> scqbm.benchmark.classification(adata, "cell_type", {"QBMVI": model}, batch_key="batch")
     """
     unknown = set(classifiers) - set(CLASSIFIERS)
     if unknown or not classifiers:
         raise ValueError(f"`classifiers` must be some of {CLASSIFIERS}, not {classifiers!r}.")
+    _checks.whole("n_folds", n_folds, 2)
     arrays = as_arrays(adata, embeddings)
     keep, columns = chosen_cells(adata, batch_key, label_key, max_cells, seed)
     sizes = pd.Series(columns["label"]).value_counts()
@@ -80,7 +89,7 @@ def classification(
     splits = {"within": [_folds(labels, n_folds, seed)]}
     if batch_key is not None:
         splits["across"] = _left_out(columns["batch"], labels)
-    rows = []
+    table = []
     for name, array in arrays.items():
         for group, several in splits.items():
             if not several:
@@ -94,11 +103,8 @@ def classification(
             for i, metric in enumerate(("accuracy", "macro-F1")):
                 values = {f"{c} {metric}": score[i] for c, score in scores.items()}
                 values[metric] = np.mean(list(values.values()))
-                rows += [
-                    {"method": name, "group": group, "metric": m, "value": v}
-                    for m, v in values.items()
-                ]
-    return pd.DataFrame(rows)
+                table += rows(name, group, values)
+    return pd.DataFrame(table)
 
 
 def _folds(labels, n_folds, seed) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -109,7 +115,7 @@ def _folds(labels, n_folds, seed) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _left_out(batches, labels) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """One split a batch: the others to train on, its cells of known labels to test on."""
+    """One split per batch: train on the others, test on its cells whose labels they have."""
     splits = []
     for batch in np.unique(batches):
         train = np.flatnonzero(batches != batch)
@@ -120,7 +126,7 @@ def _left_out(batches, labels) -> list[list[tuple[np.ndarray, np.ndarray]]]:
 
 
 def _score(array, labels, folds, classifier, seed) -> tuple[float, float]:
-    """Accuracy and macro-F1 of the test cells of all folds together."""
+    """Accuracy and macro-F1 over the test cells of all folds."""
     from sklearn.metrics import accuracy_score, f1_score
 
     truth, guess = [], []
@@ -135,14 +141,14 @@ def _score(array, labels, folds, classifier, seed) -> tuple[float, float]:
 
 
 def one_thread():
-    """Many small fits: threads that spin for each other on busy cores make seconds minutes."""
+    """A context with one thread: many small fits are slow where threads wait for each other."""
     from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
     return threadpool_limits(1)
 
 
 def classify_by(name: str, seed: int = 0):
-    """An untrained classifier of scikit-learn by its name."""
+    """The classifier of scikit-learn that has this name, not trained yet."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -151,12 +157,12 @@ def classify_by(name: str, seed: int = 0):
 
     if name == "kNN":
         return KNeighborsClassifier(15, algorithm="brute")
-    if name == "gradient boosting":  # short and coarse: many fits on many cells
+    if name == "gradient boosting":  # few and coarse trees, as there are many fits
         return HistGradientBoostingClassifier(
             max_iter=30,
             learning_rate=0.2,
             max_bins=63,
-            l2_regularization=1.0,  # without it the leaves of rare types run away with all cells
+            l2_regularization=1.0,  # else extreme leaves of rare types win most cells
             early_stopping=False,
             random_state=seed,
         )

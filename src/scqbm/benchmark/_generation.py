@@ -1,4 +1,4 @@
-"""Cells drawn from a model's prior against real cells that it has not seen."""
+"""Synthetic cells, drawn from a model's prior, beside real cells that it has not seen."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 
-from scqbm.benchmark._inputs import column, log_normalised
-from scqbm.benchmark.classification import classify_by, one_thread
+from scqbm import _checks
+from scqbm.benchmark._classification import classify_by, one_thread
+from scqbm.benchmark._inputs import check_models, column, dense, is_model, known, rows
+from scqbm.data import log_normalised
+from scqbm.model import decode, random_cells
 
-N_CORRELATED = 200  # genes of the gene-gene correlations: the most variable ones
+N_CORRELATED = 200  # most variable genes, whose correlations are compared
 
 
 def generation(
     adata: AnnData,
     models: Mapping[str, Any],
-    held_out: Sequence[int],
+    held_out: Sequence[int] | Sequence[bool],
     *,
     label_key: str | None = None,
     n_comps: int = 30,
     max_cells: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How well cells drawn from the prior pass for real, held-out ones.
+    """How well synthetic cells, drawn from the prior, pass for real cells.
 
     Parameters
     ----------
@@ -34,71 +36,79 @@ def generation(
         Raw counts in ``X``.
     models
         From a name to a trained :class:`scqbm.QBMVI` or :class:`scvi.model.SCVI`, or to a matrix
-        of counts, one row a generated cell.
+        of counts with one row per synthetic cell.
     held_out
-        Indices of the cells that no model was trained on; all others serve as reference.
+        Cells that no model was trained on: their positions, or a Boolean mask of all cells. All
+        other cells are the reference.
     label_key
-        Column of ``adata.obs`` with the cell types, for the composition; ``None`` leaves it out.
+        Column of ``adata.obs`` with the cell types, for the composition. ``None`` leaves the
+        composition out.
     n_comps
-        Principal components (of the reference) in which cells are compared.
+        Number of principal components, fitted to the reference, in which cells are compared.
     max_cells
-        At most so many held-out cells, and as many drawn ones.
+        At most this many held-out cells, and as many synthetic ones.
     seed
-        Seed of everything random.
+        Seed of all random draws.
 
     Returns
     -------
     Tidy table with the columns ``method``, ``group`` (``"generation"``), ``metric`` and
-    ``value``. The method ``"real cells"`` is a random part of the reference in the place of the
-    drawn cells: the best that can be expected. Metrics:
+    ``value``. The method ``"real cells"`` stands for the best possible score: it uses a random
+    part of the reference in the place of synthetic cells. The metrics are:
 
-    - ``two-sample accuracy``: balanced, cross-validated accuracy of gradient boosting at telling
-      drawn from real cells; .5 is perfect. ``linear two-sample accuracy``: logistic regression;
+    - ``two-sample accuracy``: balanced, cross-validated accuracy at which gradient boosting tells
+      synthetic from real cells. 0.5 is perfect. ``linear two-sample accuracy``: the same by
+      logistic regression;
     - ``MMD``: squared maximum mean discrepancy, unbiased (Gaussian kernel, median distance);
     - ``gene mean``, ``gene variance``, ``gene zero fraction``: mean absolute differences over
       genes, the first two of log-normalised values;
-    - ``gene correlation``: root mean squared difference of the correlations of the 200 most
-      variable genes; ``gene correlation agreement``: their Pearson correlation;
-    - ``composition``: total variation distance between the cell types of drawn and real cells,
-      both as named by one classifier.
+    - ``gene correlation``: root mean squared difference between the correlations of the 200 most
+      variable genes. ``gene correlation agreement``: Pearson correlation of those correlations;
+    - ``composition``: total variation distance between the cell types of synthetic and real cells.
+      One classifier names the types of both.
+
+    Examples
+    --------
+    >>> scqbm.benchmark.generation(adata, {"QBMVI": model}, model.validation_indices)
     """
-    held_out = np.asarray(held_out)
+    check_models(models)
+    _checks.whole("max_cells", max_cells)
+    held_out = _checks.which_cells(adata.n_obs, held_out, "held_out")
     rng = np.random.default_rng(seed)
     reference = np.setdiff1d(np.arange(adata.n_obs), held_out)
     if not len(held_out) or not len(reference):
         raise ValueError("`held_out` must leave both held-out and other cells.")
     real = np.sort(rng.permutation(held_out)[:max_cells])
-    # components fitted to the stand-ins would tell them from held-out cells: keep them apart
+    # the components must not be fitted to the stand-ins: they would differ from held-out cells
     stand_in = rng.permutation(reference)[: min(len(real), len(reference) // 2)]
-    known = np.setdiff1d(reference, stand_in)
-    space = _Space(adata.X[known], min(n_comps, len(known) - 1, adata.n_vars - 1))
+    others = np.setdiff1d(reference, stand_in)
+    space = _Space(adata.X[others], min(n_comps, len(others) - 1, adata.n_vars - 1))
     namer = None
     if label_key is not None:
-        labels = column(adata, "label_key", label_key)[known]
-        named = np.array([label is not None for label in labels])
+        labels = column(adata, "label_key", label_key)[others]
+        named = known(labels)
         namer = classify_by("logistic regression", seed).fit(
-            space(adata.X[known])[named], labels[named].astype(str)
+            space(adata.X[others])[named], labels[named].astype(str)
         )
     drawn = {"real cells": adata.X[stand_in]}
     for name, model in models.items():
-        is_model = hasattr(model, "get_latent_representation")
-        drawn[name] = draw(model, len(real), seed).X if is_model else model
-    rows = []
+        drawn[name] = draw(model, len(real), seed).X if is_model(model) else model
+        if np.ndim(drawn[name]) != 2 or drawn[name].shape[1] != adata.n_vars:
+            raise ValueError(
+                f"`models[{name!r}]` must be a trained model or a matrix of counts with "
+                f"{adata.n_vars} columns, one for each gene."
+            )
+    table = []
     for name, counts in drawn.items():
-        values = _compare(counts, adata.X[real], space, namer, seed)
-        rows += [
-            {"method": name, "group": "generation", "metric": metric, "value": float(value)}
-            for metric, value in values.items()
-        ]
-    return pd.DataFrame(rows)
+        values = _scores(counts, adata.X[real], space, namer, seed)
+        table += rows(name, "generation", values)
+    return pd.DataFrame(table)
 
 
 def draw(model, n: int, seed: int = 0) -> AnnData:
-    """Cells from a model's prior: by ``sample_cells``, or for scVI's from N(0, I)."""
+    """Cells from a model's prior: by its ``sample_cells``, or from scVI's prior N(0, I)."""
     if hasattr(model, "sample_cells"):
         return model.sample_cells(n, seed=seed)
-    from scqbm.model import decode, random_cells
-
     codes = np.random.default_rng(seed).standard_normal((n, model.module.n_latent))
     return decode(model, codes, random_cells(model, n, seed), seed=seed)
 
@@ -106,7 +116,7 @@ def draw(model, n: int, seed: int = 0) -> AnnData:
 def two_sample_accuracy(
     a: np.ndarray, b: np.ndarray, classifier: str = "gradient boosting", seed: int = 0
 ) -> float:
-    """Balanced accuracy, in 5 folds, of a classifier at telling ``a`` from ``b``."""
+    """Balanced accuracy, in 5 folds, at which a classifier tells ``a`` from ``b``."""
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
@@ -118,7 +128,7 @@ def two_sample_accuracy(
 
 
 def mmd(a: np.ndarray, b: np.ndarray) -> float:
-    """Unbiased squared maximum mean discrepancy; the kernel's width is the median of ``b``."""
+    """Unbiased squared maximum mean discrepancy; kernel width: the median distance in ``b``."""
     from scipy.spatial.distance import cdist
 
     between = cdist(b, b, "sqeuclidean")
@@ -138,7 +148,7 @@ def mmd(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class _Space:
-    """Principal components of log-normalised reference cells, and its most variable genes."""
+    """Principal components of log-normalised reference cells, and their most variable genes."""
 
     def __init__(self, counts, n_comps):
         from sklearn.decomposition import PCA
@@ -151,7 +161,7 @@ class _Space:
         return self.pca.transform(dense(log_normalised(counts)))
 
 
-def _compare(drawn, real, space, namer, seed) -> dict[str, float]:
+def _scores(drawn, real, space, namer, seed) -> dict[str, float]:
     a, b = space(drawn), space(real)
     values = {
         "two-sample accuracy": two_sample_accuracy(a, b, seed=seed),
@@ -176,13 +186,8 @@ def _compare(drawn, real, space, namer, seed) -> dict[str, float]:
 
 
 def _correlations(values) -> np.ndarray:
-    """Correlations of all pairs of columns; 0 with a column that does not vary."""
+    """Correlations of all pairs of columns; 0 for a column that does not vary."""
     values = values - values.mean(0)
     norms = np.linalg.norm(values, axis=0)
     values = values / np.where(norms > 0, norms, 1)
     return (values.T @ values)[np.triu_indices(values.shape[1], 1)]
-
-
-def dense(values) -> np.ndarray:
-    """A dense array, whatever comes."""
-    return values.toarray() if sparse.issparse(values) else np.asarray(values)

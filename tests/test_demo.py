@@ -1,0 +1,89 @@
+"""The demo runs on small data, with cell types and without."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+
+from scqbm import demo
+from scqbm.benchmark import _integration
+from scqbm.data import simulate
+
+METRICS = {  # those that need no compilation by JAX
+    "bio": {"silhouette_label": ("Silhouette label",)},
+    "batch": {"graph_connectivity": ("Graph connectivity",)},
+}
+FIGURES = {"umap_batch.png", "training.png", "energy.png"}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the demo on 200 cells: returns the folder it wrote to and what it said."""
+    monkeypatch.setattr(_integration, "METRICS", METRICS)
+
+    def run(*options, columns=("batch", "cell_type", "library_size"), n_types=3, n_batches=2):
+        adata = simulate(200, 60, n_types, n_batches, seed=0)
+        adata.obs = adata.obs[list(columns)]
+        adata.write_h5ad(tmp_path / "cells.h5ad")
+        out = tmp_path / "out"
+        # UMAP gives torch a second thread for the next run, which is slow on busy cores
+        torch.set_num_threads(1)
+        demo.main(["--data", str(tmp_path / "cells.h5ad"), "--out", str(out), *options])
+        return out, capsys.readouterr().out
+
+    return run
+
+
+def n_panels(path):
+    """Columns of the picture that are wider than high: a panel is about 5.5 by 4.5 inches."""
+    height, width = plt.imread(path).shape[:2]
+    return round(width / height / (5.5 / 4.5))
+
+
+def test_demo_with_cell_types(run):
+    out, said = run("--epochs", "2")
+    assert {file.name for file in out.iterdir()} == FIGURES | {"umap_labels.png", "scib.csv"}
+    table = pd.read_csv(out / "scib.csv", index_col=0)
+    assert list(table) == ["QBMVI", "SCVI"] and table.loc["Total"].between(0, 1).all()
+    assert n_panels(out / "energy.png") == 2 and n_panels(out / "umap_batch.png") == 2
+    assert said.startswith("Training QBMVI and SCVI on ") and "No cell types" not in said
+    assert said.index("200 cells, 60 genes, 2 epochs") < said.index("QBMVI: held-out -ELBO")
+
+
+@pytest.mark.parametrize(
+    ("options", "columns"), [((), ["batch"]), (("--labels-key", ""), ["batch", "cell_type"])]
+)
+def test_demo_without_cell_types(run, options, columns):
+    out, said = run("--epochs", "2", *options, columns=columns)
+    assert {file.name for file in out.iterdir()} == FIGURES
+    assert n_panels(out / "energy.png") == 1
+    assert said.index("No cell types") < said.index("QBMVI: held-out")
+    assert f"Figures are in {out}/" in said
+
+
+def test_one_type_is_no_type_and_one_batch_leaves_the_other_scores(run):
+    out, said = run("--epochs", "1", n_types=1)
+    assert {file.name for file in out.iterdir()} == FIGURES and "No cell types" in said
+    out, said = run("--epochs", "1", n_batches=1)
+    metrics = pd.read_csv(out / "scib.csv")["metric"]
+    assert set(metrics) == {"Silhouette label", "Bio conservation"}
+
+
+@pytest.mark.parametrize(
+    ("option", "key"),
+    [("--labels-key", "annotation"), ("--labels-key", "cell_type"), ("--batch-key", "donor")],
+)
+def test_columns_that_were_named_must_be_there(run, option, key):
+    with pytest.raises(SystemExit, match=f"^{option}: no column '{key}' in obs; it has .*batch"):
+        run(option, key, columns=["batch", "library_size"])
+
+
+def test_the_batches_have_a_default_column_that_must_be_there(run):
+    with pytest.raises(SystemExit, match="^--batch-key: no column 'batch' in obs"):
+        run(columns=["cell_type"])
+
+
+def test_a_random_part_of_many_cells(run, monkeypatch):
+    monkeypatch.setattr(demo, "MAX_CELLS", 150)
+    _, said = run("--epochs", "1", "--labels-key", "")
+    assert "Using 150 random cells of 200." in said and "150 cells, 60 genes" in said
