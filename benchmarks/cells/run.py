@@ -1,7 +1,7 @@
 """The benchmark: datasets x methods x seeds -> tidy rows in results/benchmark.csv.
 
-python benchmarks/run.py [--datasets ...] [--methods ...] [--seeds 0 1 2] [--tasks ...]
-                         [--cells 1500] [--epochs N] [--quick] [--out FILE]
+python benchmarks/cells/run.py [--datasets ...] [--methods ...] [--seeds 0 1 2] [--tasks ...]
+                               [--cells 1500] [--epochs N] [--quick] [--out FILE]
 
 Rows that are there already are skipped, so that an interrupted run goes on where it stopped.
 The first seed tries all learning rates of a method; of those, the other seeds go on with the one
@@ -38,7 +38,7 @@ from methods import METHODS, Method, scvi_like
 
 from scqbm import QBMVI, benchmark
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 QUICK = ["kang", "simulated-tree"]
 KEY = ["dataset", "cells", "method", "rate", "seed"]
 PACKAGES = ("scqbm", "scvi-tools", "scib-metrics", "torch", "scanpy", "scikit-learn", "harmonypy")
