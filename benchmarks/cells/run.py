@@ -24,11 +24,12 @@ import time
 import warnings
 from pathlib import Path
 
-# scib-metrics compiles for a minute; the cache keeps that from run to run
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "scqbm-jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-if "OMP_NUM_THREADS" in os.environ:  # numba (scanpy) would raise it again, for torch as well
-    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+if __name__ == "__main__":  # before the imports below; never where a test imports this file
+    # scib-metrics compiles for a minute; the cache keeps that from run to run
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "scqbm-jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    if "OMP_NUM_THREADS" in os.environ:  # numba (scanpy) would raise it again, for torch as well
+        os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 import numpy as np
 import pandas as pd
