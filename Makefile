@@ -75,7 +75,10 @@ docs: $(VENV)/.installed-docs
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/pyproject-fmt --check pyproject.toml
+	$(BIN)/mypy
 
 clean:
-	rm -rf "$(VENV)" build dist docs/_build docs/generated .pytest_cache .ruff_cache
+	rm -rf "$(VENV)" build dist docs/_build docs/generated .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

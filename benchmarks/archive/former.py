@@ -1,6 +1,7 @@
 """Settings that `elbo.csv`, `long_run.csv` and `sampler_training.csv` were made with.
 
-The defaults of that day, named so that their commands still print them; `run.py` has today's.
+The defaults of that day, named so that their commands still print them; `benchmarks/cells/run.py`
+has today's.
 """
 
 BITS = {"batch_mixing": 100.0, "input_dropout": 0.0, "decoder_dropout": 0.0, "entropy_bonus": 0.0}

@@ -1,6 +1,6 @@
 """What QPUSampler adds to a query of a processor, hardware time left out.
 
-OMP_NUM_THREADS=1 python benchmarks/qpu_overhead.py
+OMP_NUM_THREADS=1 python benchmarks/samplers/qpu_overhead.py
 
 The processor is a stand-in on the graph of a Zephyr Z15 with missing qubits that returns stored
 reads at once; what it takes itself is subtracted. Beside it in the same run, in turn (A B A B):
@@ -27,7 +27,7 @@ from scqbm.ising import RBM, bits_to_spins
 from scqbm.samplers import GibbsSampler, QPUSampler
 from scqbm.samplers.ocean import _chip, _embedding, _problem, _qpu
 
-RESULTS = Path(__file__).parent / "results" / "qpu_overhead.csv"
+RESULTS = Path(__file__).parents[1] / "results" / "qpu_overhead.csv"
 PACKAGES = ["scqbm", "dwave-system", "dimod", "minorminer", "numpy", "torch"]
 N_READS, ROUNDS = 256, 15
 STEPS = {  # where the time goes: what is clocked, by name

@@ -1,11 +1,13 @@
-"""One small experiment for a design question; prints one JSON line. See LOG.md.
+"""One small experiment for a design question; prints one JSON line.
 
-python benchmarks/explore.py '{"data": "pancreas_4studies", "model": {"n_latent": 64}}'
+python benchmarks/archive/explore.py '{"data": "pancreas_4studies", "model": {"n_latent": 64}}'
 
 A bare training loop over dense counts of 1,000 genes, several times faster than Lightning on two
 cores. Keys (all optional): cls ("SCVI"), model (arguments of the module), data, cells, genes,
 epochs, lr, prior_lr, warmup (epochs), gain (of the bits' log-odds), couplings (false freezes them
 at zero), sweeps, draws, decay (of the prior's weights), seed.
+
+Kept for old lines of LOG.md; `benchmarks/cells/run.py --model` asks such questions today.
 """
 
 import json

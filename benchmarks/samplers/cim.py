@@ -1,6 +1,6 @@
 """What the simulated coherent Ising machine gets wrong, and what each correction mends.
 
-OMP_NUM_THREADS=1 python benchmarks/cim.py
+OMP_NUM_THREADS=1 python benchmarks/samplers/cim.py
 
 Root mean square errors of the second moments of a query of 1,000 draws, bits as spins, against
 enumeration; means over two random machines. Writes results/cim.csv and prints it as Markdown.
@@ -14,7 +14,7 @@ import torch
 from scqbm.ising import RBM
 from scqbm.samplers import CIMSampler, Draws, GibbsSampler, Sampler, assess, moments
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 COLUMNS = ["machine", "seed", "sampler", "error_1", "floor_1", "error_2", "floor_2"]
 COLUMNS += ["gradient_bias", "gradient_floor", "beta_read", "torch"]
 RAW = {"n_sweeps": 0}

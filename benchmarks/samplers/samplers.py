@@ -1,7 +1,7 @@
 """Speed and error of the samplers, side by side in one run.
 
 pip install dwave-pytorch-plugin einops   # for the comparison with its BlockSampler only
-OMP_NUM_THREADS=1 python benchmarks/samplers.py
+OMP_NUM_THREADS=1 python benchmarks/samplers/samplers.py
 
 Rivals run in turn (A B A B ...) and medians count; speed is processor time on one thread, so that
 a busy machine shows less. Writes results/samplers_speed.csv and results/samplers.csv anew.
@@ -29,7 +29,7 @@ from scqbm.samplers import (
     moments,
 )
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ["torch", "dwave-samplers", "dwave-pytorch-plugin"]
 
 

@@ -1,10 +1,11 @@
 """Write docs/benchmark.md and its figure from results/benchmark.csv: wins and losses alike.
 
-python benchmarks/report.py [--results FILE] [--docs FOLDER]
+python benchmarks/cells/report.py [--results FILE] [--docs FOLDER]
 """
 
 import argparse
 import json
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,15 @@ import numpy as np
 import pandas as pd
 from datasets import DATASETS
 from methods import ABLATIONS, CONTROLS, OURS, RIVALS
-from tables import markdown
 
 from scqbm import benchmark
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(1, str(Path(__file__).parents[1]))  # before any package of the same name
+from tables import markdown
+
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/benchmark.csv"
-SHORTFALLS = ROOT / "benchmarks/shortfalls.md"  # of RESULTS: what was tried, and why it fails
+SHORTFALLS = Path(__file__).with_name("shortfalls.md")  # of RESULTS: tried, and why it fails
 RUN = ["dataset", "cells", "method", "rate", "seed"]
 OUR_DEFAULT = "QBMVI"
 SCVIS = [name for name in RIVALS if name.startswith("SCVI")]

@@ -1,9 +1,12 @@
 """Held-out negative ELBO of QBMVI and SCVI on the real datasets with batches.
 
-python benchmarks/elbo.py [--datasets ...] [--methods ...] [--seeds 0 1 2] [--quick]
+python benchmarks/archive/elbo.py [--datasets ...] [--methods ...] [--seeds 0 1 2] [--quick]
 
 Same genes, splits, epochs, learning rate and KL warm-up for all; a row per run is appended to
 results/elbo.csv, and runs that are there already are skipped.
+
+Kept for old lines of LOG.md, with the settings of `former.py`; `benchmarks/cells/run.py` compares
+methods today.
 """
 
 import argparse
@@ -23,7 +26,7 @@ import torch
 import scqbm
 from scqbm import QBMVI, data
 
-RESULTS = Path(__file__).parent / "results" / "elbo.csv"
+RESULTS = Path(__file__).parents[1] / "results" / "elbo.csv"
 EPOCHS = {"pbmc_kang_ifnb": 50, "pancreas_4studies": 150, "covid_liu_30k": 25}
 PLAN = {"lr": 3e-3, "n_epochs_kl_warmup": 20}
 METHODS = {  # class, arguments, additions to the plan

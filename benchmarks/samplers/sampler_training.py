@@ -1,6 +1,6 @@
 """QBMVI trained with each sampler: held-out negative ELBO beside the exact sampler's.
 
-OMP_NUM_THREADS=1 python benchmarks/sampler_training.py [--seeds 0 1 2] [--epochs 50]
+OMP_NUM_THREADS=1 python benchmarks/samplers/sampler_training.py [--seeds 0 1 2] [--epochs 50]
 
 Simulated cells and a prior small enough to enumerate, so that log Z is exact and the only
 difference is the sampler. Writes results/sampler_training.csv anew, a row per run, and prints the
@@ -10,11 +10,11 @@ difference to the exact sampler, seed by seed, with its standard error.
 import argparse
 import importlib.metadata
 import logging
+import sys
 import time
 import warnings
 from pathlib import Path
 
-import former
 import numpy as np
 import pandas as pd
 import scvi
@@ -30,7 +30,10 @@ from scqbm.samplers import (
     TemperingSampler,
 )
 
-RESULTS = Path(__file__).parent / "results" / "sampler_training.csv"
+sys.path.append(str(Path(__file__).parents[1] / "archive"))
+import former
+
+RESULTS = Path(__file__).parents[1] / "results" / "sampler_training.csv"
 N_LATENT = 24
 SAMPLERS = {
     "Exact": ExactSampler,

@@ -1,7 +1,7 @@
 """The benchmark: datasets x methods x seeds -> tidy rows in results/benchmark.csv.
 
-python benchmarks/run.py [--datasets ...] [--methods ...] [--seeds 0 1 2] [--tasks ...]
-                         [--cells 1500] [--epochs N] [--quick] [--out FILE]
+python benchmarks/cells/run.py [--datasets ...] [--methods ...] [--seeds 0 1 2] [--tasks ...]
+                               [--cells 1500] [--epochs N] [--quick] [--out FILE]
 
 Rows that are there already are skipped, so that an interrupted run goes on where it stopped.
 The first seed tries all learning rates of a method; of those, the other seeds go on with the one
@@ -24,11 +24,12 @@ import time
 import warnings
 from pathlib import Path
 
-# scib-metrics compiles for a minute; the cache keeps that from run to run
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "scqbm-jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-if "OMP_NUM_THREADS" in os.environ:  # numba (scanpy) would raise it again, for torch as well
-    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+if __name__ == "__main__":  # before the imports below; never where a test imports this file
+    # scib-metrics compiles for a minute; the cache keeps that from run to run
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "scqbm-jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    if "OMP_NUM_THREADS" in os.environ:  # numba (scanpy) would raise it again, for torch as well
+        os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,7 @@ from methods import METHODS, Method, scvi_like
 
 from scqbm import QBMVI, benchmark
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 QUICK = ["kang", "simulated-tree"]
 KEY = ["dataset", "cells", "method", "rate", "seed"]
 PACKAGES = ("scqbm", "scvi-tools", "scib-metrics", "torch", "scanpy", "scikit-learn", "harmonypy")
