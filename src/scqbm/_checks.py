@@ -12,7 +12,7 @@ import numpy as np
 
 def at_least(name: str, value: Any, least: float) -> None:
     """A number that is not below ``least``."""
-    if not (_is_number(value) and value >= least):
+    if not (is_number(value) and value >= least):
         raise ValueError(f"`{name}` must be at least {least}, not {_shown(value)}.")
 
 
@@ -24,19 +24,19 @@ def whole(name: str, value: Any, least: int = 1) -> None:
 
 def positive(name: str, value: Any) -> None:
     """A number above 0."""
-    if not (_is_number(value) and value > 0):
+    if not (is_number(value) and value > 0):
         raise ValueError(f"`{name}` must be positive, not {_shown(value)}.")
 
 
 def not_negative(name: str, value: Any) -> None:
     """A number of 0 or more."""
-    if not (_is_number(value) and value >= 0):
+    if not (is_number(value) and value >= 0):
         raise ValueError(f"`{name}` must not be negative, as {_shown(value)} is.")
 
 
 def amount(name: str, value: Any, below: float = math.inf) -> None:
     """A number of 0 or more, and less than ``below``."""
-    if not (_is_number(value) and 0 <= value < below):
+    if not (is_number(value) and 0 <= value < below):
         limit = "" if below == math.inf else f" and below {below:g}"
         raise ValueError(f"`{name}` must be 0 or more{limit}, not {_shown(value)}.")
 
@@ -76,7 +76,8 @@ def which_cells(n_obs: int, cells: Any, name: str = "indices") -> np.ndarray:
     return np.where(cells < 0, cells + n_obs, cells)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is a real number."""
     return isinstance(value, Real)
 
 

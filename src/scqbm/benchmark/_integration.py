@@ -16,7 +16,7 @@ from anndata import AnnData
 from scqbm.benchmark._inputs import as_arrays, chosen_cells, pca, rows
 
 # scib-metrics' names: of each metric, and of the scores that it gives
-METRICS = {
+METRICS: dict[str, dict[str, tuple[str, ...]]] = {
     "bio": {
         "isolated_labels": ("Isolated labels",),
         "nmi_ari_cluster_labels_kmeans": ("KMeans NMI", "KMeans ARI"),

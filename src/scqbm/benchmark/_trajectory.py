@@ -142,7 +142,8 @@ def _pseudotime_scores(array, order, ordered, start, branch, tips, n_neighbors) 
                 parts.append(_correlations(time[mine], order[mine]))
         if parts:
             for name in parts[0]:
-                scores[f"{name} within branches"] = np.mean([part[name] for part in parts])
+                within = [part[name] for part in parts]
+                scores[f"{name} within branches"] = float(np.mean(within))
         ends = list(dict.fromkeys(branch[known(branch)]) if tips is None else tips)
         scores["branch accuracy"] = _branch_accuracy(
             diffusion, array, order, ordered, branch, ends

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from scqbm._checks import whole
+from scqbm._checks import is_number, whole
 
 _BLOCK = 1_000_000  # values of the dense cells-by-genes block in memory at once
 _GENE_SD = 1.2  # of the log base expression: few genes are high, many are low
@@ -190,7 +189,7 @@ def _categorical(prefix: str, codes: np.ndarray, n: int) -> pd.Categorical:
 def _check(params: dict[str, Any]) -> None:
     """Raise a ValueError that names the first bad argument."""
     for name, value in params.items():
-        number = isinstance(value, Real) and not isinstance(value, bool) and np.isfinite(value)
+        number = is_number(value) and not isinstance(value, bool) and np.isfinite(value)
         if name == "seed" or name.startswith("n_"):
             whole(name, value, 0 if name == "seed" else 1)
             continue

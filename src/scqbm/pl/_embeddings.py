@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,7 +52,8 @@ def embeddings(
             )
     if color not in adata.obs and color not in adata.var_names:
         raise ValueError(f"`color` must be a column of adata.obs or a gene, not {color!r}.")
-    axes = np.ravel(new_axes(5.5 * len(bases), 4.5, len(bases)) if ax is None else ax)
+    given: Any = new_axes(5.5 * len(bases), 4.5, len(bases)) if ax is None else ax
+    axes = np.ravel(given)
     if len(axes) != len(bases):
         raise ValueError(
             f"`ax` must hold one Axes for each of the {len(bases)} embeddings, not {len(axes)}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def _bars(ax: Axes, x: int, scores: np.ndarray) -> None:
     left, width = x - 0.45, 0.9
     ys, colours = np.arange(len(scores)), colormaps["YlGnBu"](0.15 + 0.6 * scores)
     ax.barh(ys, width * scores.clip(0), 0.6, left, color=colours)
-    for y, score in zip(ys, scores, strict=True):
+    for y, score in enumerate(scores):
         ax.text(left + 0.05, y, f"{score:.2f}", ha="left", va="center", fontsize=9)
 
 
@@ -94,7 +94,7 @@ def _frame(ax: Axes, wide: pd.DataFrame, group: pd.Series) -> None:
         (places,) = np.nonzero((group == name).to_numpy())
         if not len(places):
             continue
-        above = {"xycoords": ax.get_xaxis_transform(), "textcoords": "offset points"}
+        above: Any = {"xycoords": ax.get_xaxis_transform(), "textcoords": "offset points"}
         middle = (places[0] + places[-1]) / 2
         ax.annotate(title, (middle, 1), (0, 36), ha="center", weight="bold", **above)
         if places[0] > 0:

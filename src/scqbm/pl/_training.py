@@ -48,7 +48,9 @@ def training(
     keys = {split: f"{metric}_{split}" for split in STYLES}
     if not isinstance(models, Mapping) or any(hasattr(m, "iloc") for m in models.values()):
         models = {"": models}  # one model, or one history: a dict of tables
-    histories = {name: getattr(model, "history", model) for name, model in models.items()}
+    histories: dict[str, Any] = {
+        name: getattr(model, "history", model) for name, model in models.items()
+    }
     for history in histories.values():
         if not isinstance(history, Mapping):
             what = type(history).__name__
@@ -72,7 +74,7 @@ def training(
                 curve.index, curve, linestyle=style, marker=dot, color=color, label=label
             )
             color = line.get_color()
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     ax.set(xlabel="epoch", ylabel=LABELS.get(metric, metric))
     ax.legend(frameon=False)
     return ax
