@@ -1,5 +1,7 @@
 """What several test files need: small machines, seeds, stand-ins, and how an error must read."""
 
+import traceback
+
 import pytest
 import torch
 
@@ -64,6 +66,11 @@ def exact_moments(rbm):
     return p.sum(1) @ v, p.sum(0) @ h, v.T @ p @ h
 
 
+def draws_of(sampler, rbm, n_draws=20, seed=0, state=None):
+    """One query with a seed of its own."""
+    return sampler.sample(rbm, n_draws, state, seeded(seed))
+
+
 def assert_same(one, two):
     """The same draws, bit by bit."""
     assert torch.equal(one.visible, two.visible)
@@ -74,6 +81,18 @@ def assert_one_sentence(error):
     """Users get one sentence, which ends in a full stop."""
     text = str(error)
     assert text.endswith(".") and "\n" not in text and ". " not in text, text
+
+
+def assert_hidden(error, secret):
+    """Neither an error nor what it came from shows a secret."""
+    assert secret not in "".join(traceback.format_exception(error, chain=True))
+    left, seen = [error], []
+    while left:
+        error = left.pop()
+        assert secret not in f"{error} {error!r} {error.args} {getattr(error, '__notes__', '')}"
+        seen.append(error)
+        left += [e for e in (error.__cause__, error.__context__) if e is not None]
+    assert len(seen) < 10
 
 
 class Constant(Sampler):
