@@ -10,7 +10,7 @@ import pytest
 import torch
 from dwave.samplers import SimulatedAnnealingSampler
 from dwave.system.testing import MockDWaveSampler
-from helpers import seeded
+from helpers import assert_one_sentence, seeded
 from qpu_helpers import (
     Listing,
     MockChip,
@@ -23,7 +23,7 @@ from qpu_helpers import (
     settled,
 )
 
-from scqbm.samplers import DimodSampler, ExactSampler, QPUSampler
+from scqbm.samplers import DimodSampler, ExactSampler, GibbsSampler, QPUSampler
 from scqbm.samplers.ocean import _placing
 from scqbm.samplers.ocean._problem import IsingProblem, coupled_pairs
 
@@ -261,3 +261,13 @@ def test_bad_types():
         QPUSampler(SimulatedAnnealingSampler())
     with pytest.raises(TypeError, match="`fallback`"):
         QPUSampler(MockChip(), fallback="gibbs")
+
+
+def test_a_fallback_is_an_instance():
+    with pytest.raises(TypeError, match=r"^`fallback` must be an instance, GibbsSampler\(\)") as e:
+        QPUSampler(MockChip(), fallback=GibbsSampler)
+    assert_one_sentence(e.value)
+    for wrong in ("gibbs", 3, "", 0, False):
+        with pytest.raises(TypeError, match="^`fallback` must be a sampler or 'raise', not ") as e:
+            QPUSampler(MockChip(), fallback=wrong)
+        assert_one_sentence(e.value)
