@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from helpers import exact_moments, glass, seeded, tiny_rbm
+from helpers import assert_one_sentence, exact_moments, glass, seeded, tiny_rbm
 
 from scqbm.ising import RBM, all_states
 from scqbm.samplers import (
+    CIMSampler,
     DimodSampler,
     ExactSampler,
     GibbsSampler,
+    KaiwuSampler,
     TemperingSampler,
     assess,
     moments,
@@ -53,6 +55,39 @@ def test_dimod_sampler_divides_by_beta():
     assert torch.allclose(draws.visible.mean(0), v, atol=1e-3)
     assert torch.allclose(draws.hidden.mean(0), h, atol=1e-3)
     assert torch.allclose(draws.visible.T @ draws.hidden / len(draws.visible), vh, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", [9, 10])
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+def test_path_integral_annealing_gives_the_modes_their_probabilities(bias, seed):
+    """The two hardest of twelve priors. Without biases a flip of all spins hides bad mixing."""
+    g, n = seeded(seed), 1000
+    a, b, W = (torch.randn(s, generator=g, dtype=torch.float64) for s in (6, 6, (6, 6)))
+    rbm = RBM(bias * a, bias * b, 3 * W)
+    draws = DimodSampler.path_integral_annealing().sample(rbm, n, None, seeded(seed))
+    truth, v, h = moments(rbm), 2 * draws.visible - 1, 2 * draws.hidden - 1
+    first = torch.cat([v.mean(0) - truth.visible, h.mean(0) - truth.hidden])
+    second = v.T @ h / n - truth.product
+    for off, variance in zip((first, second), truth.variances(), strict=True):
+        # the units of a mode err together, so that independent draws can reach twice the mean
+        assert off.square().mean().sqrt() < 3 * (variance.mean() / n).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DimodSampler.simulated_annealing(0), "`n_sweeps` must be an integer of at least"),
+        (lambda: DimodSampler.path_integral_annealing(1.5), "`n_sweeps` must be an integer"),
+        (lambda: DimodSampler.path_integral_annealing(gamma=-1), "`gamma` must not be negative"),
+        (lambda: CIMSampler(bits="8"), "`bits` must be None or at least 2, not 8"),
+        (lambda: CIMSampler(pump=None), "`pump` must be above 0 and at most 10, not None"),
+        (lambda: KaiwuSampler("python", bits=float("nan")), "`bits` must be None or at least 2"),
+    ],
+)
+def test_bad_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        make()
+    assert_one_sentence(caught.value)
 
 
 def two_clusters(tilt):
