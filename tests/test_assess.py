@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Constant, Hot, all_machines, exact_moments, glass, seeded, tiny_rbm
+from helpers import (
+    Constant,
+    Hot,
+    all_machines,
+    assert_one_sentence,
+    exact_moments,
+    glass,
+    seeded,
+    tiny_rbm,
+)
 
 from scqbm.ising import RBM
 from scqbm.samplers import ExactSampler, assess, moments
@@ -46,6 +55,24 @@ def test_assess_finds_what_is_wrong():
     hot = assess(Hot(), rbm, 500, 10, generator=seeded(0)).iloc[0]
     assert hot["beta"] == pytest.approx(0.5, abs=0.05)
     assert hot["gradient_bias"] > 5 * hot["gradient_floor"]
+
+
+@pytest.mark.parametrize("kwargs", [{"n_draws": 0}, {"n_queries": 0}, {"n_draws": 1.5}])
+def test_bad_numbers_are_named(kwargs):
+    (name,) = kwargs
+    for measure in (assess, moments):
+        with pytest.raises(ValueError, match=f"^`{name}` must be an integer of at") as caught:
+            measure(*([ExactSampler()] if measure is assess else []), tiny_rbm("bits"), **kwargs)
+        assert_one_sentence(caught.value)
+
+
+def test_what_is_no_sampler_is_named():
+    with pytest.raises(TypeError, match=r"^`sampler` must be an instance, ExactSampler\(\)"):
+        assess(ExactSampler, tiny_rbm("bits"))
+    with pytest.raises(TypeError, match="^`reference` must have a method sample"):
+        assess(ExactSampler(), tiny_rbm("bits"), reference=3)
+    with pytest.raises(TypeError, match="^`sampler` must have a method sample"):
+        moments(tiny_rbm("bits"), "gibbs")
 
 
 def test_a_plot_of_the_table():
