@@ -292,7 +292,8 @@ def test_copies_have_a_process_of_their_own(sampler):
 def test_it_ends_with_the_interpreter(sampler, tmp_path):
     script = textwrap.dedent(f"""
         import torch
-                from scqbm.samplers import KaiwuSampler
+        from scqbm.ising import RBM
+        from scqbm.samplers import KaiwuSampler
         machine = KaiwuSampler({sampler().command!r})
         machine.sample(RBM(torch.zeros(2), torch.zeros(2), torch.ones(2, 2)), 3)
         print(machine._process._process.pid)
