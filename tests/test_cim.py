@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
-from helpers import random_rbm
+from helpers import seeded, weak_fields
 from scvi.data import synthetic_iid
 
 from scqbm import QBMVI
@@ -17,12 +17,8 @@ from scqbm.samplers.cim._machine import ising_matrix, max_level
 BARE = {"noise": 0.05, "n_sweeps": 0, "adapt": False}  # the optimiser
 
 
-def weak_fields(n_visible, n_hidden, gaussian=False, seed=0, scale=1.0, dtype=torch.float32):
-    return random_rbm(n_visible, n_hidden, gaussian, seed, scale, bias=0.5, dtype=dtype)
-
-
 def draws_of(sampler, rbm, n_draws=2000, seed=0, state=None):
-    return sampler.sample(rbm, n_draws, state, torch.Generator().manual_seed(seed))
+    return sampler.sample(rbm, n_draws, state, seeded(seed))
 
 
 def table(rbm):
@@ -144,7 +140,7 @@ def test_temperature_follows_a_prior_that_grows():
 @pytest.mark.parametrize("bits", [2, 4, 8, None])
 def test_couplings_are_rounded(bits):
     K = ising_matrix(weak_fields(5, 5, dtype=torch.float64))
-    _, used = CIMSampler(n_steps=1, bits=bits).read(K, 1, torch.Generator().manual_seed(0))
+    _, used = CIMSampler(n_steps=1, bits=bits).read(K, 1, seeded(0))
     if bits is None:
         assert torch.equal(used, K)
         return

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import scvi
 import torch
+from helpers import draws_of, weak_fields
 from scvi.data import synthetic_iid
 
 from scqbm import QBMVI
-from scqbm.ising import RBM
 from scqbm.samplers import KaiwuSampler
 
 HERE = Path(__file__).parent
@@ -38,19 +38,6 @@ def sampler():
     yield make
     for one in made:
         one.close()
-
-
-def random_rbm(n_visible, n_hidden, gaussian=False, seed=0, scale=1.0):
-    g = torch.Generator().manual_seed(seed)
-    a, b, W = (
-        scale * torch.randn(shape, generator=g)
-        for shape in ((n_visible,), (n_hidden,), (n_visible, n_hidden))
-    )
-    return RBM(0.5 * a, 0.5 * b, W, gaussian)
-
-
-def draws_of(sampler, rbm, n_draws=20, seed=0, state=None):
-    return sampler.sample(rbm, n_draws, state, torch.Generator().manual_seed(seed))
 
 
 def worst_z(draws, rbm):
@@ -88,7 +75,7 @@ def lives(process):
 
 @pytest.mark.parametrize("gaussian", [False, True])
 def test_a_machine_at_temperature_one_needs_no_correction(sampler, gaussian):
-    rbm = random_rbm(3, 5, gaussian)
+    rbm = weak_fields(3, 5, gaussian)
     draws = draws_of(sampler(bits=None, n_sweeps=0), rbm, 4000)
     assert worst_z(draws, rbm) < 5
     assert draws.info["beta"] == pytest.approx(1, abs=0.1)
@@ -96,7 +83,7 @@ def test_a_machine_at_temperature_one_needs_no_correction(sampler, gaussian):
 
 @pytest.mark.parametrize("gaussian", [False, True])
 def test_the_lowest_energy_is_found(sampler, gaussian):
-    rbm = random_rbm(4, 4, gaussian, scale=1.5)
+    rbm = weak_fields(4, 4, gaussian, scale=1.5)
     draws = draws_of(sampler("well", 1e-3, n_sweeps=0), rbm, 5)  # 127 levels: frozen
     bits = torch.tensor(list(np.ndindex(*[2] * 4)), dtype=torch.float32)
     if gaussian:
@@ -110,7 +97,7 @@ def test_the_lowest_energy_is_found(sampler, gaussian):
 
 
 def test_adaptation_finds_the_machines_temperature(sampler):
-    rbm, state = random_rbm(4, 4), None
+    rbm, state = weak_fields(4, 4), None
     machine = sampler("well", 40.0, adapt=True, n_sweeps=0)  # in units of one level
     betas = []
     for seed in range(6):
@@ -123,14 +110,14 @@ def test_adaptation_finds_the_machines_temperature(sampler):
 
 
 def test_sweeps_mend_what_the_machine_gets_wrong(sampler):
-    rbm = random_rbm(3, 3)
+    rbm = weak_fields(3, 3)
     assert worst_z(draws_of(sampler("well", 20.0, n_sweeps=0), rbm, 2000), rbm) > 10
     assert worst_z(draws_of(sampler("well", 20.0, n_sweeps=20), rbm, 2000), rbm) < 5
 
 
 def test_the_request_is_the_documented_one(sampler, tmp_path):
     memory = tmp_path / "request.json"
-    rbm = random_rbm(2, 2)
+    rbm = weak_fields(2, 2)
     sampler_ = sampler("well", 1.0, memory, machine="sa", alpha=0.9)
     draws_of(sampler_, rbm, 7)
     request = json.loads(memory.read_text())
@@ -150,12 +137,12 @@ def test_the_request_is_the_documented_one(sampler, tmp_path):
 
 def test_too_few_read_outs_are_used_in_turn(sampler):
     with pytest.warns(UserWarning, match="answered 3 read-outs where 7"):
-        draws = draws_of(sampler("few", n_sweeps=0), random_rbm(2, 2), 7)
+        draws = draws_of(sampler("few", n_sweeps=0), weak_fields(2, 2), 7)
     assert torch.equal(draws.visible[:3], draws.visible[3:6])
 
 
 def test_same_seed_same_draws(sampler):
-    machine, rbm = sampler(), random_rbm(3, 3)
+    machine, rbm = sampler(), weak_fields(3, 3)
     first, again, other = (draws_of(machine, rbm, 50, seed) for seed in (0, 0, 1))
     assert torch.equal(first.visible, again.visible) and torch.equal(first.hidden, again.hidden)
     assert not torch.equal(first.visible, other.visible)
@@ -182,31 +169,31 @@ def test_a_model_trains_with_it(sampler):
 
 
 def test_other_lines_are_ignored(sampler):
-    assert draws_of(sampler("chats"), random_rbm(2, 2)).visible.shape == (20, 2)
+    assert draws_of(sampler("chats"), weak_fields(2, 2)).visible.shape == (20, 2)
 
 
 @pytest.mark.parametrize("command", ["/no/such/python", [str(HERE)], [str(HERE / "upstream.py")]])
 def test_a_program_that_cannot_start(command):
     with pytest.raises(RuntimeError, match="could not be started .*: check `command`"):
-        draws_of(KaiwuSampler(command), random_rbm(2, 2))
+        draws_of(KaiwuSampler(command), weak_fields(2, 2))
 
 
 @pytest.mark.parametrize(("behaviour", "status"), [("ends at once", 3), ("dies", 4)])
 def test_a_process_that_keeps_dying(sampler, behaviour, status):
     machine = sampler(behaviour)
     with pytest.raises(RuntimeError, match=f"ended with exit status {status} .* twice in a row"):
-        draws_of(machine, random_rbm(2, 2))
+        draws_of(machine, weak_fields(2, 2))
     assert machine._process is None
 
 
 def test_a_process_that_dies_once_is_started_again(sampler, tmp_path):
-    rbm = random_rbm(2, 2)
+    rbm = weak_fields(2, 2)
     died = draws_of(sampler("dies once", 1.0, tmp_path / "memory"), rbm)
     assert torch.equal(died.visible, draws_of(sampler(), rbm).visible)  # nothing lost, same seed
 
 
 def test_a_process_killed_between_queries(sampler):
-    machine, rbm = sampler(), random_rbm(2, 2)
+    machine, rbm = sampler(), weak_fields(2, 2)
     draws_of(machine, rbm)
     machine._process._process.kill()
     assert draws_of(machine, rbm).visible.shape == (20, 2)
@@ -217,7 +204,7 @@ def test_time_out(sampler, behaviour):
     machine = sampler(behaviour, timeout=2)
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="no answer within 2 s"):
-        draws_of(machine, random_rbm(2, 2))
+        draws_of(machine, weak_fields(2, 2))
     assert time.monotonic() - began < 8
     assert machine._process is None
 
@@ -225,7 +212,7 @@ def test_time_out(sampler, behaviour):
 def test_time_out_while_it_does_not_listen(sampler):
     machine = sampler("hangs", timeout=2)
     with pytest.raises(TimeoutError):  # the second request no longer fits the pipe
-        draws_of(machine, random_rbm(150, 150))
+        draws_of(machine, weak_fields(150, 150))
 
 
 @pytest.mark.parametrize(
@@ -241,7 +228,7 @@ def test_time_out_while_it_does_not_listen(sampler):
 def test_answers_that_are_not_spins(sampler, behaviour, message):
     machine = sampler(behaviour)
     with pytest.raises(RuntimeError, match=message):
-        draws_of(machine, random_rbm(2, 2))
+        draws_of(machine, weak_fields(2, 2))
     assert lives(machine._process)
 
 
@@ -249,7 +236,7 @@ def test_reported_errors_are_told_without_the_licence(sampler, monkeypatch):
     monkeypatch.setenv("KAIWU_SDK_CODE", SECRET)
     machine = sampler("reports")
     with pytest.raises(RuntimeError, match=r"reports: no quota left for \*\*\*"):
-        draws_of(machine, random_rbm(2, 2))
+        draws_of(machine, weak_fields(2, 2))
     assert SECRET not in repr(machine) and SECRET not in str(vars(machine))
     assert SECRET.encode() not in pickle.dumps(machine)
 
@@ -280,7 +267,7 @@ def test_bad_arguments_are_named(kwargs, name):
 
 def test_one_process_serves_many_queries_and_ends_with_the_sampler(sampler):
     command = sampler().command
-    machine, rbm = KaiwuSampler(command), random_rbm(2, 2)
+    machine, rbm = KaiwuSampler(command), weak_fields(2, 2)
     draws_of(machine, rbm)
     process = machine._process._process
     draws_of(machine, rbm, seed=1)
@@ -291,7 +278,7 @@ def test_one_process_serves_many_queries_and_ends_with_the_sampler(sampler):
 
 
 def test_copies_have_a_process_of_their_own(sampler):
-    machine, rbm = sampler(), random_rbm(2, 2)
+    machine, rbm = sampler(), weak_fields(2, 2)
     draws = draws_of(machine, rbm)
     for other in (copy.deepcopy(machine), pickle.loads(pickle.dumps(machine))):
         assert other._process is None
@@ -315,86 +302,3 @@ def test_it_ends_with_the_interpreter(sampler, tmp_path):
     assert done.returncode == 0, done.stderr
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
-
-
-# -- the worker for the SDK, against an SDK of our own ------------------------------------------
-
-SDK = """
-import json, os, sys, types
-import numpy as np
-
-print("Kaiwu SDK, welcome")  # on standard output, as SDKs will
-seen = []
-license = types.SimpleNamespace(init=lambda user_id, sdk_code: seen.append((user_id, sdk_code)))
-
-class common:
-    class CheckpointManager:
-        save_dir = None
-
-class Optimizer:
-    def __init__(self, **kwargs):
-        self.kwargs = kwargs
-    def solve(self, matrix):
-        print("solving", matrix.dtype)
-        if self.kwargs.get("fails"):
-            raise ValueError(f"licence {seen} refused")
-        assert os.path.isdir(common.CheckpointManager.save_dir)
-        with open(os.environ["SEEN"], "w") as file:
-            json.dump({"licence": seen, "kwargs": self.kwargs}, file)
-        n_reads = self.kwargs.get("sample_number", self.kwargs.get("size_limit"))
-        return np.ones((n_reads, len(matrix)))
-
-cim = types.SimpleNamespace(CIMOptimizer=Optimizer)
-classical = types.SimpleNamespace(SimulatedAnnealingOptimizer=Optimizer)
-"""
-
-
-@pytest.fixture
-def sdk(tmp_path, monkeypatch):
-    (tmp_path / "kaiwu.py").write_text(SDK)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv("SEEN", str(tmp_path / "seen.json"))
-    monkeypatch.setenv("KAIWU_USER_ID", "me")
-    monkeypatch.setenv("KAIWU_SDK_CODE", SECRET)
-    return tmp_path / "seen.json"
-
-
-def test_worker_drives_the_machine(sdk):
-    machine = KaiwuSampler(sys.executable, n_sweeps=0, project_no="p1")
-    draws = draws_of(machine, random_rbm(2, 3), 4)
-    machine.close()
-    assert torch.equal(draws.visible, torch.ones(4, 2))
-    seen = json.loads(sdk.read_text())
-    assert seen["licence"] == [["me", SECRET]]
-    assert seen["kwargs"].pop("task_name").startswith("scqbm-")
-    assert seen["kwargs"] == {
-        "wait": True,
-        "task_mode": "quota",
-        "sample_number": 4,
-        "project_no": "p1",
-    }
-
-
-def test_worker_drives_annealing(sdk):
-    machine = KaiwuSampler(sys.executable, machine="sa", cutoff_temperature=1.0)
-    draws_of(machine, random_rbm(2, 3), 4)
-    machine.close()
-    kwargs = json.loads(sdk.read_text())["kwargs"]
-    assert set(kwargs) == {"size_limit", "rand_seed", "cutoff_temperature"}
-    assert kwargs["size_limit"] == 4
-
-
-def test_worker_reports_errors_without_the_licence(sdk):
-    machine = KaiwuSampler(sys.executable, fails=True)
-    with pytest.raises(RuntimeError, match="ValueError: licence .* refused") as caught:
-        draws_of(machine, random_rbm(2, 3))
-    assert SECRET not in str(caught.value)
-    machine.close()
-
-
-def test_worker_says_so_where_there_is_no_sdk(monkeypatch):
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    machine = KaiwuSampler(sys.executable)
-    with pytest.raises(RuntimeError, match="No module named 'kaiwu'"):
-        draws_of(machine, random_rbm(2, 3))
-    machine.close()

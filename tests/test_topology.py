@@ -6,19 +6,17 @@ import warnings
 import dwave.graphs
 import numpy as np
 import pytest
-import scvi
 import torch
 from dwave.samplers import SimulatedAnnealingSampler
 from dwave.system.testing import MockDWaveSampler
-from scvi.data import synthetic_iid
+from helpers import seeded
+from qpu_helpers import QUIET, tiny_model
 
 from scqbm import QBMVI
 from scqbm.ising import all_states, ideal_graph, native_layout
 from scqbm.module import BitPosterior
 from scqbm.prior import RBMPrior
 from scqbm.samplers import GibbsSampler, QPUSampler
-
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "batch_size": 40}
 
 
 @pytest.fixture(autouse=True)
@@ -41,13 +39,6 @@ def mock(kind, size, n_sweeps=50, **kwargs):
     )
     chip.parameters["seed"] = []
     return chip
-
-
-def tiny_model(**kwargs):
-    scvi.settings.seed = 0
-    adata = synthetic_iid(batch_size=40, n_genes=20)
-    QBMVI.setup_anndata(adata, batch_key="batch")
-    return QBMVI(adata, n_hidden=8, **kwargs)
 
 
 # -- the layout ---------------------------------------------------------------------------------
@@ -158,7 +149,7 @@ def test_energy_and_gradient_against_enumeration(n_hidden):
 
 
 def probabilities(n_cells=3, n=10):
-    return torch.rand(n_cells, n, generator=torch.Generator().manual_seed(1)).double()
+    return torch.rand(n_cells, n, generator=seeded(1)).double()
 
 
 def q_of(codes):
@@ -257,7 +248,7 @@ def test_native_draws_against_gibbs():
     prior = RBMPrior(60, 0, topology="zephyr", init_scale=0.6)
     rbm, state = prior.rbm(), None
     sampler = QPUSampler(mock("zephyr", 3, n_sweeps=30))
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     for _ in range(6):
         draws = sampler.sample(rbm, 500, state, generator)
         state = draws.state

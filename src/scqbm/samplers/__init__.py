@@ -1,4 +1,8 @@
-"""Samplers of the prior: numbers in, fresh draws out. None of them knows the model."""
+"""Samplers of the prior: they receive an RBM as plain numbers and return draws from it.
+
+A sampler knows nothing of the model. :class:`Sampler` is the protocol, :func:`ask` queries any
+sampler and checks its answer, :func:`assess` measures how good its draws are.
+"""
 
 from scqbm.ising import effective_beta, effective_number
 from scqbm.pl import assessment as plot_assessment

@@ -1,4 +1,4 @@
-"""The one door to every sampler: what it answers is checked, and what it raises is redacted."""
+"""The one door to every sampler: it checks the answers and removes secrets from the errors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from torch import Tensor
 
 from scqbm.ising import RBM
 from scqbm.samplers._base import Draws, Sampler
-from scqbm.samplers._redact import redacted, reveals
+from scqbm.samplers._redact import reason, reveals
 
 
 class SamplerError(RuntimeError):
-    """A sampler failed or returned something that is not a draw from the prior."""
+    """A sampler failed, or its answer does not hold draws from the prior.
+
+    The message names the sampler's class and the reason, without access tokens. ``__cause__`` is
+    the sampler's own error, unless that shows a token. A model whose training ended with this
+    error keeps what it has learnt up to that step.
+    """
 
 
 def check_sampler(sampler: object, name: str = "sampler") -> None:
@@ -45,6 +50,10 @@ def ask(
         As in :meth:`scqbm.samplers.Sampler.sample`. The sampler gets a copy of ``rbm``.
     when
         Ends the first sentence of an error, for example ``" at step 3"``.
+
+    Returns
+    -------
+    The draws, on the device and in the precision of ``rbm``.
     """
     name = type(sampler).__name__
     problem = cause = None
@@ -52,19 +61,21 @@ def ask(
         draws = sampler.sample(rbm.to(rbm.W.device, copy=True), n_draws, state, generator)
     except Exception as error:
         secrets = sampler.secrets() if isinstance(sampler, Sampler) else []
-        reason = redacted(str(error) or type(error).__name__, secrets).strip().rstrip(".")
-        problem = f"failed{when}: {reason}"
+        problem = f"failed{when}: {reason(error, secrets)}"
         cause = None if reveals(error, secrets) else error
     else:
         wrong = problem_with(draws, rbm)
         problem = wrong and f"{wrong}{when}"
-    if problem:  # raised here, so that an error that holds a token is not its context either
+    if problem:  # raised here, because inside `except` the sampler's error would be its context
         raise SamplerError(f"`sampler` {name} {problem}.") from cause
-    return draws
+    weights = draws.weights
+    if weights is not None and (weights.dtype, weights.device) != (rbm.W.dtype, rbm.W.device):
+        weights = (weights / weights.sum()).to(rbm.W)  # first to sum 1: they might underflow
+    return Draws(draws.visible.to(rbm.W), draws.hidden.to(rbm.W), draws.state, weights, draws.info)
 
 
 def problem_with(draws: object, rbm: RBM) -> str | None:
-    """What is wrong with a sampler's answer, as the rest of a sentence."""
+    """What is wrong with a sampler's answer, as the end of a sentence; ``None`` if nothing is."""
     if not isinstance(draws, Draws):
         return f"returned {type(draws).__name__} instead of scqbm.samplers.Draws"
     layers = (
@@ -74,6 +85,8 @@ def problem_with(draws: object, rbm: RBM) -> str | None:
     for name, units, width, _ in layers:
         if not isinstance(units, Tensor):
             return f"returned {name} draws of type {type(units).__name__} instead of torch.Tensor"
+        if units.is_complex():
+            return f"returned {name} draws that are complex numbers"
         if units.dim() != 2 or len(units) == 0 or units.shape[1] != width:
             return (
                 f"returned {name} draws of shape {tuple(units.shape)} instead of "
@@ -87,10 +100,12 @@ def problem_with(draws: object, rbm: RBM) -> str | None:
         return f"returned weights of type {type(weights).__name__} instead of torch.Tensor"
     if weights is not None and weights.shape != (n_draws,):
         return f"returned weights of shape {tuple(weights.shape)} for {n_draws} draws"
+    if weights is not None and weights.is_complex():
+        return "returned weights that are complex numbers"
     if weights is not None and not (weights.min() >= 0 and 0 < weights.sum() < math.inf):
         return "returned weights that are negative, not finite or all zero"
     for _, units, _, gaussian in layers:
-        legal = units.isfinite() if gaussian else units * (units - 1) == 0
+        legal = units.isfinite() if gaussian else (units == 0) | (units == 1)
         if not bool(legal.all()):
             if not bool(units.isfinite().all()):
                 return "returned NaN or infinite values"

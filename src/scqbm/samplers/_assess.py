@@ -1,4 +1,4 @@
-"""How good a sampler is on a given machine: one row of figures against a reference."""
+"""How good a sampler's draws are on a given RBM: one row of figures against a reference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from scqbm._checks import whole
 from scqbm.ising import RBM, effective_beta, effective_number
+from scqbm.samplers._ask import check_sampler
 from scqbm.samplers._base import Sampler
 from scqbm.samplers._moments import Moments, mean_of, moments, of_draws
 
@@ -26,21 +28,22 @@ def assess(
     generator: torch.Generator | None = None,
     name: str | None = None,
 ) -> pd.DataFrame:
-    """Compare a sampler with a reference.
+    """Measure how good a sampler's draws are, against enumeration or another sampler.
 
     Parameters
     ----------
     sampler
         The sampler.
     rbm
-        The machine it draws from.
+        The RBM to draw from, for example ``model.module.prior.rbm()``.
     n_draws
-        Draws a query.
+        Draws per query.
     n_queries
-        Queries, each with the state of the one before. A first one is left out of the figures.
+        Number of queries. Each receives the state of the one before. One more query at the start
+        is timed but not counted otherwise.
     reference
-        Another sampler, or what :func:`moments` returned; by default enumeration where the
-        machine allows it, else a long parallel tempering.
+        Another sampler, or the result of :func:`moments`. By default the RBM is enumerated if it
+        is small enough, else sampled by a long parallel tempering.
     generator
         Source of random numbers on the device of ``rbm``.
     name
@@ -49,15 +52,20 @@ def assess(
     Returns
     -------
     One row. ``error_1`` and ``error_2`` are the root mean square errors of a query's first and
-    second moments (bits as spins), ``floor_1`` and ``floor_2`` what as many independent exact
-    draws would have. ``gradient_bias`` is the error of the prior's gradient averaged over all
-    queries, ``gradient_floor`` what independent draws would leave of it. ``ess`` is the number of
-    independent draws that a query is worth, by its weights and by how long the draws remember
-    earlier queries; ``beta`` the effective inverse temperature.
+    second moments (bits as spins). ``floor_1`` and ``floor_2`` are the errors of as many
+    independent exact draws. ``gradient_bias`` is the error of the prior's gradient, averaged over
+    all queries, and ``gradient_floor`` that of independent draws. ``ess`` is the number of
+    independent draws that one query is worth, given its weights and the correlation between
+    queries. ``beta`` is the effective inverse temperature: 1 is right.
     """
     import pandas as pd
 
+    check_sampler(sampler)
+    whole("n_draws", n_draws)
+    whole("n_queries", n_queries)
     if not isinstance(reference, Moments):
+        if reference is not None:
+            check_sampler(reference, "reference")
         reference = moments(rbm, reference, generator=generator)
     start = time.perf_counter()
     draws = sampler.sample(rbm, n_draws, None, generator)
@@ -111,7 +119,7 @@ def assess(
 
 
 def _gradient(rbm: RBM, m: Moments) -> Tensor:
-    """``d log Z / d (a, b, W)``: means in the units of :class:`~scqbm.ising.RBM`."""
+    """``d log Z / d (a, b, W)``: the means in the units of :class:`~scqbm.ising.RBM`."""
     scale = 1.0 if rbm.gaussian else 0.5  # spins to bits, up to a constant
     return torch.cat([m.visible * scale, m.hidden / 2, (m.product * scale / 2).flatten()])
 
@@ -129,9 +137,10 @@ def _gradient_floor(rbm: RBM, truth: Moments, n_draws: int) -> float:
 
 
 def integrated_autocorrelation(visited: list[Tensor]) -> float:
-    """Queries between two independent ones, draw by draw; units pooled by their variance.
+    """Number of queries between two independent ones, from each draw's correlation with itself.
 
-    The sum of autocorrelations ends where it has run for five times itself (Sokal 1997).
+    Units are pooled by their variance. The sum over lags ends at the first lag that is at least
+    five times the sum so far (Sokal 1997).
     """
     x = torch.stack([v.double() for v in visited])
     x = x - x.mean((0, 1))

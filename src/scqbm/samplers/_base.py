@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from inspect import signature
+from inspect import Parameter, signature
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scqbm.ising import RBM
+from scqbm.samplers._redact import redacted
+
+_MANY = 6  # numbers that one argument may show
 
 
 @dataclass
 class Draws:
-    """What a sampler returns.
+    """What a sampler returns: joint draws of both layers, and what it needs for the next query.
 
     Parameters
     ----------
     visible
-        Draws of the visible layer, shape ``(n_draws, n_visible)``; never an alias of ``state``.
+        Draws of the visible layer, shape ``(n_draws, n_visible)``. This tensor must not share
+        memory with a tensor in ``state``.
     hidden
         Draws of the hidden layer, shape ``(n_draws, n_hidden)``.
     state
-        Tensors and ints that the sampler wants back at the next query; checkpoints carry it.
+        Tensors and ints that the sampler wants back at the next query. Checkpoints store it.
     weights
-        Weights of the draws, if not equal.
+        Weights of the draws; ``None`` if all draws count the same.
     info
-        Diagnostics, plain floats, under these names where they apply: ``roots`` (effective number
+        Diagnostics as plain floats. Use these names where they apply: ``roots`` (effective number
         of independent starts that the draws descend from), ``swap_rate``, ``beta`` (effective
         inverse temperature), ``chain_break_fraction``, ``seconds``.
     """
@@ -42,7 +48,9 @@ class Draws:
 class Sampler(ABC):
     """Draws from the Boltzmann distribution of an RBM at temperature 1.
 
-    Write one by giving :meth:`sample`; see :mod:`scqbm.ising` for sign and units.
+    To write your own sampler, derive from this class and implement :meth:`sample`. The module
+    :mod:`scqbm.ising` states the signs and units. If the sampler holds an access token, return
+    the token from :meth:`secrets` as well, so that no error message shows it.
     """
 
     @abstractmethod
@@ -60,18 +68,45 @@ class Sampler(ABC):
         rbm
             Biases and couplings.
         n_draws
-            How many draws.
+            Number of draws.
         state
-            What the previous call returned, or ``None`` to start afresh.
+            The ``state`` of the previous query's draws, or ``None`` to start afresh.
         generator
-            Source of random numbers on the device of ``rbm``; the same one gives the same draws.
+            Source of random numbers on the device of ``rbm``. The same generator gives the same
+            draws.
         """
 
     def secrets(self) -> list[str | None]:
-        """Access tokens that no error text may show; a sampler without any leaves this alone."""
+        """Access tokens that no message may show; an empty list by default."""
         return []
 
     def __repr__(self) -> str:
-        """The class and the arguments that it keeps under their own names."""
-        names = [name for name in signature(type(self)).parameters if name in vars(self)]
-        return f"{type(self).__name__}({', '.join(f'{n}={vars(self)[n]!r}' for n in names)})"
+        """The class and its arguments, without access tokens."""
+        kept, shown = self._kept(), []
+        for name, parameter in signature(type(self)).parameters.items():
+            if name not in kept:
+                continue
+            variable = parameter.kind is Parameter.VAR_KEYWORD and isinstance(kept[name], Mapping)
+            for key, value in (kept[name] if variable else {name: kept[name]}).items():
+                shown.append(f"{key}={_brief(value)}")
+        return redacted(f"{type(self).__name__}({', '.join(shown)})", self.secrets())
+
+    def _kept(self) -> Mapping[str, object]:
+        """The arguments by name, as far as the sampler keeps them, for ``repr``."""
+        return vars(self)
+
+
+def _brief(value: object) -> str:
+    """A value on one line: long lists are cut, and objects that say nothing give their class."""
+    if value is ...:
+        return "..."
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        long = len(value) > _MANY
+        return f"[{', '.join(map(_brief, [*value[:2], ..., *value[-2:]] if long else value))}]"
+    if type(value).__repr__ is object.__repr__:
+        return f"{type(value).__name__}(...)"
+    return " ".join(repr(value).split())

@@ -1,4 +1,4 @@
-"""Independent draws by enumeration: the reference for every other sampler."""
+"""Exact draws by enumeration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from scqbm.samplers._base import Draws, Sampler
 
 
 class ExactSampler(Sampler):
-    """Enumerate the smaller layer of bits (up to 20), then draw the other given it."""
+    """Independent, exact draws by enumeration, for small priors.
+
+    Lists all states of the smaller layer of bits, which may have up to 20 units, draws from them,
+    and then draws the other layer given that one. The reference for every other sampler.
+    """
 
     def sample(
         self,
@@ -35,7 +39,7 @@ class ExactSampler(Sampler):
             )
         rbm, swapped = smaller_hidden(rbm)
         energy = torch.cat([energy for _, energy in enumerate_hidden(rbm)])
-        # inverse CDF in double precision: torch.multinomial stops at 2^24 categories and is slow
+        # inverse CDF in double precision: torch.multinomial is slow and stops at 2^24 categories
         cdf = torch.softmax(-energy.double(), 0).cumsum(0)
         u = torch.rand(n_draws, generator=generator, dtype=torch.float64, device=cdf.device)
         rows = torch.searchsorted(cdf, u * cdf[-1]).clamp(max=len(cdf) - 1)

@@ -1,4 +1,4 @@
-"""Persistent block Gibbs chains in torch: the default sampler."""
+"""Persistent block Gibbs chains in torch, the default sampler."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ from scqbm._checks import at_least
 from scqbm.ising import RBM, anneal, draw_units, effective_number
 from scqbm.samplers._base import Draws, Sampler
 
-LEAST_ESS = 0.5  # resample when fewer than this share of the chains carry the weight
+LEAST_ESS = 0.5  # resample when the effective number of chains falls below this share
 
 
 class GibbsSampler(Sampler):
-    """Block Gibbs: all hidden units given all visible ones, then the reverse, chain by chain.
+    """Block Gibbs chains, the default: all hidden units given all visible units, then the reverse.
 
-    Chains persist from one query to the next (persistent contrastive divergence). Within a
-    cluster of codes they mix fast, between clusters hardly, while training moves the clusters'
-    masses at every step. So the chains are a weighted population: between queries each weight
-    follows its chain's change of free energy (sequential Monte Carlo, Del Moral et al. 2006), and
-    heavy chains replace light ones where few would carry the rest. To find clusters that no chain
-    is in, the population begins, and every ``renew_every`` queries begins anew, by annealing from
-    independent units.
+    The chains persist from one query to the next (persistent contrastive divergence). They mix
+    fast within a mode of the prior, but rarely cross from one mode to another, while training
+    changes the probabilities of the modes at every step. Therefore each chain carries a weight.
+    When the prior changes, the weight follows the change of the chain's free energy (sequential
+    Monte Carlo, Del Moral et al. 2006). When a few chains carry most of the weight, copies of
+    heavy chains replace light ones. To find modes without any chain, all chains are drawn anew
+    every ``renew_every`` queries, by annealing from independent units, as at the start.
+
+    ``info`` holds ``roots``, the effective number of independent starts that the chains descend
+    from.
 
     Parameters
     ----------
     n_sweeps
-        Sweeps a query.
+        Gibbs sweeps per query.
     renew_every
-        Queries between two annealings; 0 anneals at the start only.
+        Queries between two annealings; with 0 there is only the one at the start.
     n_anneal
-        Temperatures of an annealing.
+        Number of temperatures in an annealing.
     """
 
     def __init__(self, n_sweeps: int = 5, renew_every: int = 100, n_anneal: int = 200):
@@ -49,12 +52,12 @@ class GibbsSampler(Sampler):
         state: dict[str, Tensor | int] | None = None,
         generator: torch.Generator | None = None,
     ) -> Draws:
-        """Advance the chains and return where they are; see :meth:`Sampler.sample`."""
+        """Advance the chains and return their states; see :meth:`Sampler.sample`."""
         like = {"dtype": rbm.W.dtype, "device": rbm.W.device}
-        mine = state is not None and "log_weight" in state  # not another sampler's
+        mine = state is not None and "log_weight" in state  # not the state of another sampler
         fits = mine and state["visible"].shape == (n_draws, rbm.n_visible)
         age = state["age"] + 1 if fits else 0
-        # the fields of RBM.hidden_field and visible_field with the centring folded into the biases
+        # as RBM.hidden_field and visible_field, with the centring folded into the biases: faster
         b = rbm.hidden_field(torch.zeros_like(rbm.a))
         a = rbm.visible_field(torch.zeros_like(rbm.b))
         W, W_t = rbm.W, rbm.W.T.contiguous()
@@ -76,7 +79,7 @@ class GibbsSampler(Sampler):
             torch.addmm(b, v, W, out=field)
             log_weight = torch.zeros_like(log_weight)
         back = torch.empty_like(v)
-        for _ in range(self.n_sweeps):  # `field` is that of `v` before and after
+        for _ in range(self.n_sweeps):  # `field` belongs to `v` at the start and at the end
             draw_units(field, generator=generator, out=h)
             torch.addmm(a, h, W_t, out=back)
             draw_units(back, rbm.gaussian, generator, out=v)
@@ -97,9 +100,9 @@ class GibbsSampler(Sampler):
 
 
 def _resample(v: Tensor, weight: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Systematic resampling: each state as often as its weight asks, give or take one.
+    """Systematic resampling: the copies of each state follow its weight, rounded up or down.
 
-    Survivors stay where they are, so that a chain can be followed; copies fill the gaps.
+    Surviving states keep their rows, so that a chain can be followed. Copies fill the other rows.
     """
     n = len(v)
     cdf = weight.double().cumsum(0)

@@ -1,4 +1,4 @@
-"""First and second moments of a machine: enumerated where it is small, else sampled."""
+"""First and second moments of an RBM: enumerated if it is small, else sampled."""
 
 from __future__ import annotations
 
@@ -7,16 +7,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scqbm._checks import whole
 from scqbm.ising import RBM, bits_to_spins, can_enumerate, enumerate_hidden, smaller_hidden
+from scqbm.samplers._ask import check_sampler
 from scqbm.samplers._base import Draws, Sampler
 from scqbm.samplers._tempering import TemperingSampler
 
 
 class Moments(NamedTuple):
-    """Means of the visible layer, the hidden spins and their products.
+    """Means of the visible units, the hidden units and their products, with bits as spins (-1, 1).
 
-    Bits count as spins, +-1. ``square`` is the mean of the squared visible units (1 for spins) and
-    ``n_draws`` how many independent draws the means rest on, infinite where they are exact.
+    Parameters
+    ----------
+    visible
+        Means of the visible units, shape ``(n_visible,)``.
+    hidden
+        Means of the hidden spins, shape ``(n_hidden,)``.
+    product
+        Means of the products, shape ``(n_visible, n_hidden)``.
+    square
+        Means of the squared visible units; 1 for spins.
+    n_draws
+        Number of independent draws behind the means; infinite if they are exact.
     """
 
     visible: Tensor
@@ -26,7 +38,7 @@ class Moments(NamedTuple):
     n_draws: float = float("inf")
 
     def variances(self) -> tuple[Tensor, Tensor]:
-        """Variances of a single draw: of both layers' units, and of the products."""
+        """Variances of a single draw: of all units, visible ones first, and of the products."""
         first = torch.cat([self.square - self.visible.square(), 1 - self.hidden.square()])
         return first.clamp(min=0), (self.square[:, None] - self.product.square()).clamp(min=0)
 
@@ -39,21 +51,26 @@ def moments(
     n_queries: int = 40,
     generator: torch.Generator | None = None,
 ) -> Moments:
-    """Moments of a machine: by enumeration if its smaller layer of bits allows, else sampled.
+    """First and second moments of an RBM, by enumeration if it is small enough, else sampled.
 
     Parameters
     ----------
     rbm
-        The machine.
+        The RBM, for example ``model.module.prior.rbm()``.
     sampler
-        Where enumeration is not wanted or not possible; a long parallel tempering if ``None``.
+        Draw from this sampler instead of enumerating. With ``None``, an RBM that is too large to
+        enumerate is sampled by a long parallel tempering.
     n_draws
-        Draws a query.
+        Draws per query.
     n_queries
-        Queries pooled.
+        Number of queries; all their draws are pooled.
     generator
         Source of random numbers on the device of ``rbm``.
     """
+    whole("n_draws", n_draws)
+    whole("n_queries", n_queries)
+    if sampler is not None:
+        check_sampler(sampler)
     if sampler is None and can_enumerate(rbm):
         return _enumerated(rbm.to(torch.float64))
     if sampler is None:
@@ -63,17 +80,18 @@ def moments(
         draws = sampler.sample(rbm, n_draws, state, generator)
         state = draws.state
         seen.append(of_draws(rbm, draws))
-    # queries of one chain are no independent draws: a quarter of them count as such
+    # successive queries of persistent chains are correlated: count a quarter as independent
     return mean_of(seen, float(n_draws * max(1, n_queries // 4)))
 
 
 def mean_of(seen: list[Moments], n_draws: float) -> Moments:
+    """Mean over queries, which rests on ``n_draws`` independent draws in all."""
     parts = zip(*(one[:4] for one in seen), strict=True)
     return Moments(*(torch.stack(part).mean(0) for part in parts), n_draws=n_draws)
 
 
 def of_draws(rbm: RBM, draws: Draws) -> Moments:
-    """Weighted means over one query."""
+    """Weighted means over the draws of one query."""
     v = draws.visible.double() if rbm.gaussian else bits_to_spins(draws.visible.double())
     s = bits_to_spins(draws.hidden.double())
     w = v.new_ones(len(v)) if draws.weights is None else draws.weights.double()

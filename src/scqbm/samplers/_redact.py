@@ -8,25 +8,48 @@ from collections.abc import Iterable
 
 # Environment variables that hold a secret.
 SECRET_VARIABLES = ("DWAVE_API_TOKEN", "KAIWU_USER_ID", "KAIWU_SDK_CODE")
-_TOKEN = re.compile(r"\b[A-Za-z0-9]+-[0-9a-fA-F]{16,}\b")  # what D-Wave's tokens look like
+_TOKEN = re.compile(r"\b[A-Za-z0-9]+-[0-9a-fA-F]{16,}\b")  # the form of D-Wave's tokens
+_SHORT = 6  # a shorter secret may be part of an ordinary word
 
 
-def redacted(text: str, secrets: Iterable[str | None] = ()) -> str:
-    """A text without these secrets, those of the environment, and what looks like a token."""
-    for secret in [*secrets, *map(os.environ.get, SECRET_VARIABLES)]:
-        # a token that was read from a file may end in a newline that the text does not have
-        if isinstance(secret, str) and secret.strip():
-            text = text.replace(secret.strip(), "[token]")
-    return _TOKEN.sub("[token]", text)
+def redacted(text: str, secrets: Iterable[str | None] = (), mask: str = "[token]") -> str:
+    """A text without these secrets, those of the environment, and what looks like a token.
+
+    Parameters
+    ----------
+    text
+        The text.
+    secrets
+        Secrets besides those of the environment.
+    mask
+        What stands in their place.
+    """
+    known = [*secrets, *map(os.environ.get, SECRET_VARIABLES)]
+    # a token that was read from a file may end in a newline that the text does not have
+    found = {secret.strip() for secret in known if isinstance(secret, str)} - {""}
+    for secret in sorted(found, key=len, reverse=True):  # one may be the beginning of another
+        if len(secret) < _SHORT:
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", lambda _: mask, text)
+        else:
+            text = text.replace(secret, mask)
+    return _TOKEN.sub(lambda _: mask, text)
 
 
-def reveals(error: BaseException | None, secrets: Iterable[str | None] = ()) -> bool:
-    """Whether an exception, or one that it came from, holds a secret in its text."""
-    secrets, seen = list(secrets), set()
-    while error is not None and id(error) not in seen:
+def reason(error: BaseException, secrets: Iterable[str | None] = ()) -> str:
+    """What an error says, redacted, to be put into a sentence of our own."""
+    return redacted(str(error) or type(error).__name__, secrets).strip().rstrip(".")
+
+
+def reveals(error: BaseException, secrets: Iterable[str | None] = ()) -> bool:
+    """Whether an exception, or any that it came from, holds a secret in its text."""
+    secrets, seen, left = list(secrets), set(), [error]
+    while left:
+        error = left.pop()
+        if error is None or id(error) in seen:
+            continue
         seen.add(id(error))
-        text = f"{error} {error!r}"
+        left += [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
+        text = f"{error} {error!r} {error.args} {getattr(error, '__notes__', '')}"
         if redacted(text, secrets) != text:
             return True
-        error = error.__cause__ or error.__context__
     return False

@@ -1,4 +1,4 @@
-"""Parallel tempering in torch: for priors whose clusters plain chains cannot leave."""
+"""Parallel tempering in torch, for priors with modes that plain Gibbs chains cannot leave."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from scqbm.samplers._base import Draws, Sampler
 
 
 class TemperingSampler(Sampler):
-    """Parallel tempering: every draw is the cold end of its own ladder of replicas.
+    """Parallel tempering, for priors with separated modes: each draw has its own set of replicas.
 
-    The replicas of a ladder run block Gibbs with the couplings scaled by 0 up to 1 while the
-    biases stay, and neighbours swap places: states from the hot end, where everything mixes, reach
-    the cold end, which is the prior itself. The scales adapt from query to query until all
-    neighbours swap equally often. Replicas persist, as the chains of
-    :class:`~scqbm.samplers.GibbsSampler` do.
+    The replicas of a draw form a ladder. Each runs block Gibbs sweeps with the couplings scaled by
+    a factor between 0 and 1, while the biases stay. Neighbours on the ladder swap states. In this
+    way, states from the hot end (factor 0), where all units are independent, reach the cold end
+    (factor 1), which is the prior itself and gives the draw. The factors adapt from query to query
+    until all neighbours swap equally often. The replicas persist between queries, as the chains of
+    :class:`~scqbm.samplers.GibbsSampler` do. A query costs as much as that of ``n_replicas`` times
+    as many plain Gibbs chains.
+
+    ``info`` holds ``swap_rate`` (smallest share of accepted swaps among neighbours) and
+    ``swap_rate_mean``.
 
     Parameters
     ----------
     n_sweeps
-        Sweeps a query, each with one round of swaps.
+        Gibbs sweeps per query, each with one round of swaps.
     n_replicas
-        Replicas a ladder. Enough if ``info["swap_rate"]`` stays above about .2.
+        Replicas per draw. There are enough if ``info["swap_rate"]`` stays above about 0.2.
     n_start
         Sweeps before the first query is answered.
     """
@@ -45,7 +50,7 @@ class TemperingSampler(Sampler):
         state: dict[str, Tensor | int] | None = None,
         generator: torch.Generator | None = None,
     ) -> Draws:
-        """Advance the ladders and return their cold ends; see :meth:`Sampler.sample`."""
+        """Advance the replicas and return the cold ones; see :meth:`Sampler.sample`."""
         shape = (self.n_replicas, n_draws, rbm.n_visible)
         like = {"dtype": rbm.W.dtype, "device": rbm.W.device}
         n_sweeps = self.n_sweeps
@@ -85,7 +90,7 @@ class TemperingSampler(Sampler):
 
 
 class _Ladders:
-    """Replicas of all ladders as rows of one matrix; swaps move scales, not states."""
+    """The replicas of all ladders as rows of one matrix. A swap exchanges factors, not states."""
 
     def __init__(self, rbm: RBM, v: Tensor, level: Tensor, scales: Tensor):
         self.rbm = rbm
@@ -95,18 +100,18 @@ class _Ladders:
         self.scales = scales
         self.h = rbm.W.new_empty(len(self.v), rbm.n_hidden)
         self.rate = None
-        # the fields of RBM.hidden_field and visible_field without the biases, which are not scaled
+        # as RBM.hidden_field and visible_field, but without the biases, which are not scaled
         centre = rbm.hidden_field(torch.zeros_like(rbm.a)) - rbm.b
         self.centre, self.W, self.W_t = centre, rbm.W, rbm.W.T.contiguous()
 
     def run(self, n_sweeps: int, generator: torch.Generator | None) -> Tensor:
-        """Sweep and swap; share of accepted swaps by rung."""
+        """Sweep and swap; returns the share of accepted swaps between neighbouring levels."""
         rbm, v, h = self.rbm, self.v, self.h
         x, field, back = torch.empty_like(h), torch.empty_like(h), torch.empty_like(v)
         rungs = len(self.scales)
         gaps = self.scales.diff().to(v)
         scales = self.scales.to(v)
-        holder = self.level.argsort(0)  # row of the replica at each level
+        holder = self.level.argsort(0)  # the replica at each level
         accepted = v.new_zeros(rungs - 1, self.shape[1])
         tried = v.new_zeros(rungs - 1, 1)
         u = v.new_empty(rungs - 1, self.shape[1])
@@ -115,7 +120,7 @@ class _Ladders:
             torch.addmm(self.centre, v, self.W, out=x)
             torch.addcmul(rbm.b, x, s, out=field)
             draw_units(field, generator=generator, out=h).sub_(0.5)
-            # swap while both layers are at hand: log odds are a difference of coupling energies
+            # both layers are known here: the log odds of a swap are differences of their coupling
             coupling = torch.mul(x, h, out=field).sum(-1).view(self.shape).gather(0, holder)
             first = sweep % 2
             low, high = slice(first, rungs - 1, 2), slice(first + 1, rungs, 2)
@@ -136,7 +141,7 @@ class _Ladders:
         return self.rate
 
     def adapt(self) -> None:
-        """Spread the scales so that every rung is rejected equally often (Syed et al. 2022)."""
+        """Move the factors so that all neighbours swap equally often (Syed et al. 2022)."""
         barrier = torch.cat([self.scales.new_zeros(1), (1 - self.rate).clamp(min=1e-3).cumsum(0)])
         even = torch.linspace(0, 1, len(barrier), dtype=barrier.dtype) * barrier[-1]
         i = torch.searchsorted(barrier, even[1:-1]).clamp(1, len(barrier) - 1)
@@ -144,7 +149,7 @@ class _Ladders:
         self.scales[1:-1] = self.scales[i - 1] + part * (self.scales[i] - self.scales[i - 1])
 
     def cold(self) -> tuple[Tensor, Tensor]:
-        """Copies of the two layers at scale 1."""
+        """Copies of both layers at factor 1."""
         row = (self.level == len(self.scales) - 1).float().argmax(0)
         pick = row * self.shape[1] + torch.arange(self.shape[1], device=row.device)
         return self.v[pick], self.h[pick] + 0.5

@@ -1,4 +1,4 @@
-"""Coherent Ising machines: simulated, or QBoson's through its own software."""
+"""Coherent Ising machines: a simulated one, and QBoson's through its own software."""
 
 from scqbm.samplers.cim._kaiwu import KaiwuSampler
 from scqbm.samplers.cim._simulated import CIMSampler

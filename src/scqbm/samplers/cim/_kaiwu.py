@@ -1,7 +1,7 @@
 """QBoson's coherent Ising machine, driven through its SDK in another Python process.
 
-The ``kaiwu`` SDK is closed, runs on Python 3.10 only and needs the user's licence, so it stays in
-a process of its own, which this module starts and talks to in JSON, one object a line.
+The ``kaiwu`` SDK is closed, runs on Python 3.10 only and needs the user's licence. So it runs in a
+process of its own. This module starts that process and exchanges JSON with it, one object a line.
 
 Request, on the process's standard input::
 
@@ -10,16 +10,17 @@ Request, on the process's standard input::
 
 ``matrix`` is the Ising matrix as the SDK takes it: symmetric, the auxiliary spin last, signed
 integers (floats if ``bits=None``), and a *minus* before the sum, ``H(s) = -s' matrix s`` [1]_.
-Both triangles count, so an entry is half a coupling. ``seed`` is for solvers that take one.
+Both triangles count, so an entry is half a coupling. ``seed`` is for solvers that take a seed.
 
-Answer, on its standard output, either of::
+Answer, on its standard output, one of::
 
     {"id": 7, "spins": [[1, -1, 1], ...]}
     {"id": 7, "error": "what went wrong"}
 
-with one row of +-1 a read-out, the auxiliary spin in the last column. Lines that are not an answer
-to the request are ignored, so a chatty SDK does no harm. The process ends when its standard input
-does. ``_kaiwu_worker.py`` speaks this protocol for the SDK; any other program may.
+with one row of -1 and 1 per read-out, the auxiliary spin in the last column. Lines that are not an
+answer to the request are ignored, so the SDK may print what it likes. The process ends when its
+standard input does. ``_kaiwu_worker.py`` implements this protocol for the SDK; any other program
+may do so too.
 
 .. [1] ``kaiwu.common.hamiltonian`` and ``kaiwu.core.qubo_matrix_to_ising_matrix`` of QBoson's
    kaiwu_community, https://github.com/qboson/kaiwu_community.
@@ -27,15 +28,8 @@ does. ``_kaiwu_worker.py`` speaks this protocol for the SDK; any other program m
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import queue
-import subprocess
-import threading
-import time
 import warnings
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,44 +37,54 @@ import torch
 from torch import Tensor
 
 from scqbm._checks import positive
+from scqbm.samplers._redact import redacted
 from scqbm.samplers.cim._machine import IsingMachineSampler, max_level
+from scqbm.samplers.cim._process import Ended, LineProcess
 
 _WORKER = Path(__file__).with_name("_kaiwu_worker.py")
 _LICENCE = ("KAIWU_USER_ID", "KAIWU_SDK_CODE")  # environment variables; also in the worker
 _SECRET = {"user_id", "sdk_code", "access_key", "secret_key", "user_name", "password", "token"}
-_LEAST_SHARE = 1 / 16  # of the machine's range that adaptation may shrink the couplings to
+_LEAST_SHARE = 1 / 16  # of the machine's range, to which `adapt` may shrink the couplings
 
 
 class KaiwuSampler(IsingMachineSampler):
-    """QBoson's coherent Ising machine, or the SDK's simulated annealing, as a sampler.
+    """QBoson's coherent Ising machine, or the simulated annealing of its SDK, as a sampler.
 
-    The process starts at the first query and ends with this object. If it dies in the middle of a
-    query it is started once more and asked again; a time-out is not repeated, as the machine may
-    be at work on it. Copies and pickles of the sampler start a process of their own.
+    The SDK (``kaiwu``) needs a Python and a licence of its own, so it runs in a process of its
+    own, which starts at the first query and ends with this object. If the process dies during a
+    query, it is started once more and asked again. A query that times out is not repeated, because
+    the machine may still work on it. Copies and pickles of the sampler start their own process.
 
-    The licence is read by that process from the environment variables ``KAIWU_USER_ID`` and
-    ``KAIWU_SDK_CODE``, and by nothing else. What the SDK prints is discarded; to see it, run
+    Only that process reads the licence, from the environment variables ``KAIWU_USER_ID`` and
+    ``KAIWU_SDK_CODE``. The SDK's printed output is discarded. To see it, run
     ``python _kaiwu_worker.py`` by hand and type a request.
 
-    Not tested against the SDK or the machine, only against stand-ins that speak its interface as
-    published.
+    The matrix is rounded to ``bits``, its size may follow the measured temperature (``adapt``),
+    and each read-out starts a short Gibbs chain of the prior (``n_sweeps``).
+
+    This sampler has not been tested with the SDK or the machine, only with programs that imitate
+    the SDK's published interface.
+
+    ``info`` holds ``beta`` (effective inverse temperature of the read-outs, before the sweeps),
+    ``energy_read`` and ``energy`` (mean over the read-outs and over the draws), ``scale``,
+    ``rounding`` (relative error of the rounded matrix) and ``seconds``.
 
     Parameters
     ----------
     command
-        Path of the Python that has kaiwu, or a full command that speaks the protocol of
+        Path of the Python that has ``kaiwu``, or a full command that implements the protocol in
         ``scqbm/samplers/cim/_kaiwu.py``.
     machine
         ``"cim"`` for the machine, ``"sa"`` for the SDK's simulated annealing, an optimiser.
     n_sweeps
         Block Gibbs sweeps on each read-out; 0 returns the read-outs as they are.
     adapt
-        Whether the size of the couplings follows the measured temperature. Off, they fill the
-        machine's range, as the SDK's own rounding does. On, they shrink while read-outs are too
-        cold, down to a sixteenth of the range; that helps only a machine whose temperature
-        depends on their size, which is not known of QBoson's.
+        Whether the size of the couplings follows the measured temperature. If not, the couplings
+        fill the machine's range, as after the SDK's own rounding. If so, they shrink while the
+        read-outs are too cold, down to a sixteenth of the range. That helps only if the machine's
+        temperature depends on their size, which is not known for QBoson's machine.
     bits
-        Bits of a coupling, one of them the sign; ``None`` sends floats.
+        Bits of each coupling, including the sign; ``None`` sends floats.
     timeout
         Seconds to wait for an answer.
     **options
@@ -114,11 +118,12 @@ class KaiwuSampler(IsingMachineSampler):
         self.machine = machine
         self.timeout = timeout
         self.options = options
-        self._process: _LineProcess | None = None
+        self._process: LineProcess | None = None
         self._n_asked = 0
 
-    def __repr__(self) -> str:
-        return f"KaiwuSampler(machine={self.machine!r})"  # a command line may hold secrets
+    def _kept(self) -> dict[str, object]:
+        # the rest of a command line may hold secrets
+        return {**vars(self), "command": [self.command[0], ...]}
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_process": None}
@@ -130,7 +135,7 @@ class KaiwuSampler(IsingMachineSampler):
             self._process = None
 
     def scales(self, K: Tensor) -> tuple[float, float, float]:
-        """Factors on the energy: up to the one that fills the machine's range."""
+        """Factors on the energy, up to the one that fills the machine's range."""
         if self.bits is None:
             return 0.0, 1.0, float("inf")
         largest = K.abs().max().item() / 2
@@ -149,19 +154,20 @@ class KaiwuSampler(IsingMachineSampler):
             "id": self._n_asked,
             "n_reads": n_reads,
             "matrix": (matrix if self.bits is None else matrix.long()).tolist(),
-            # drawn on the generator's own device: the same generator gives the same reads
+            # drawn on the generator's own device, so that the same generator gives the same reads
             "seed": int(torch.randint(2**31, (), generator=generator, device=K.device)),
             "machine": self.machine,
             "options": self.options,
         }
         answer = self._ask(request)
         if "error" in answer:
-            raise RuntimeError(f"The Kaiwu worker reports: {_without_licence(answer['error'])}")
+            said = redacted(str(answer["error"]), mask="***")
+            raise RuntimeError(f"The Kaiwu worker reports: {said}")
         spins = _checked(answer.get("spins"), len(K)).to(K)
         if len(spins) < n_reads:
             warnings.warn(
                 f"The Kaiwu worker answered {len(spins)} read-outs where {n_reads} were asked "
-                "for: they are used in turn, and only the sweeps set their copies apart.",
+                "for: each is used several times, and only the sweeps make the copies different.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -170,23 +176,23 @@ class KaiwuSampler(IsingMachineSampler):
     def _ask(self, request: dict) -> dict:
         for attempt in (1, 2):
             if self._process is None:
-                self._process = _LineProcess(self.command)
+                self._process = LineProcess(self.command)
             try:
                 return self._process.ask(request, self.timeout)
-            except _Ended as ended:
+            except Ended as ended:
                 self.close()
                 if attempt == 2:
                     raise RuntimeError(
                         f"The Kaiwu worker ended with exit status {ended.status} before it "
                         f"answered, twice in a row; check `command` ({self.command[0]}) by hand."
                     ) from None
-            except BaseException:  # a time-out, or the user's Ctrl-C: its answer would come late
+            except BaseException:  # a time-out or Ctrl-C: a late answer must not meet a new query
                 self.close()
                 raise
 
 
 def _checked(spins: object, n_spins: int) -> Tensor:
-    """The spins as a tensor, if they are spins."""
+    """The spins as a tensor, or a RuntimeError if they are not a table of spins."""
     try:
         spins = torch.tensor(spins, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
@@ -201,102 +207,3 @@ def _checked(spins: object, n_spins: int) -> Tensor:
     if not bool((spins.abs() == 1).all()):
         raise RuntimeError("The Kaiwu worker answered with spins other than -1 and 1.")
     return spins
-
-
-def _without_licence(text: object) -> str:
-    """The text with the licence blotted out, should a worker have let it slip."""
-    text = str(text)
-    for name in _LICENCE:
-        if os.environ.get(name):
-            text = text.replace(os.environ[name], "***")
-    return text
-
-
-class _Ended(Exception):
-    """The process ended before it answered."""
-
-    def __init__(self, status: int | None):
-        super().__init__(status)
-        self.status = status
-
-
-class _LineProcess:
-    """A process that is asked and answers in lines of JSON."""
-
-    def __init__(self, command: list[str]):
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # an SDK may print the licence there
-                encoding="utf-8",
-                errors="replace",
-            )
-        except OSError as error:
-            raise RuntimeError(
-                f"The Kaiwu worker could not be started ({error.strerror}): check `command`, "
-                f"whose program is {command[0]}."
-            ) from None
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        # a thread, since pipes know no time-out; it must not hold on to this object
-        threading.Thread(
-            target=_pump, args=(self._process.stdout, self._lines), daemon=True
-        ).start()
-        self._stop = weakref.finalize(self, _stop, self._process)
-
-    def ask(self, request: dict, timeout: float) -> dict:
-        """Send a request and wait for the answer with its id."""
-        text = json.dumps(request) + "\n"
-        # a thread again: a process that does not listen must not stop us once the pipe is full
-        threading.Thread(target=_write, args=(self._process.stdin, text), daemon=True).start()
-        deadline = time.monotonic() + timeout
-        n_ignored = 0
-        while True:
-            try:
-                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                raise TimeoutError(
-                    f"The Kaiwu worker gave no answer within {timeout:g} s ({n_ignored} lines "
-                    "were not one): raise `timeout`, or check `command` by hand."
-                ) from None
-            if line is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(1)  # for its own status, before it is made to end
-                self.close()
-                raise _Ended(self._process.returncode)
-            try:
-                answer = json.loads(line)
-            except ValueError:
-                answer = None
-            if isinstance(answer, dict) and answer.get("id") == request["id"]:
-                return answer
-            n_ignored += 1
-
-    def close(self) -> None:
-        """End the process."""
-        self._stop()
-
-
-def _pump(stream, lines: queue.SimpleQueue) -> None:
-    with stream:
-        for line in stream:
-            lines.put(line)
-    lines.put(None)
-
-
-def _write(stream, text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # it has ended, which the reader will say
-        stream.write(text)
-        stream.flush()
-
-
-def _stop(process: subprocess.Popen) -> None:
-    process.terminate()
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    with contextlib.suppress(OSError):  # an unsent request
-        process.stdin.close()

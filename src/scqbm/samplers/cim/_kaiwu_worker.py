@@ -1,7 +1,7 @@
-"""Answers KaiwuSampler from inside the Python that has QBoson's ``kaiwu``.
+"""Answers the requests of KaiwuSampler, in the Python that has QBoson's ``kaiwu``.
 
-A script, not a part of the package: it runs on Python 3.10 and knows only kaiwu and numpy. The
-protocol is in the docstring of ``_kaiwu.py``.
+This is a script and not a part of the package: it runs on Python 3.10 and imports only kaiwu and
+numpy. The docstring of ``_kaiwu.py`` states the protocol.
 """
 
 import json
@@ -14,11 +14,11 @@ LICENCE = ("KAIWU_USER_ID", "KAIWU_SDK_CODE")  # environment variables; also in 
 
 
 def main():
-    """Answer one line of standard input after the other."""
+    """Answer the lines of standard input one by one."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what the SDK prints must not mix with the answers
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the folder below goes too
-    sys.path.pop(0)  # the folder of this script, which is no place to import from
+    os.dup2(2, 1)  # the SDK's prints must not mix with the answers
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the folder below is removed
+    sys.path.pop(0)  # the folder of this script: import nothing from there
     with tempfile.TemporaryDirectory() as folder:
         kaiwu = None
         for line in sys.stdin:
@@ -33,17 +33,17 @@ def main():
 
 
 def start(folder):
-    """Import the SDK and show it the licence, if there is one."""
+    """Import the SDK and give it the licence, if there is one."""
     import kaiwu
 
     if all(os.environ.get(name) for name in LICENCE):
         kaiwu.license.init(*(os.environ[name] for name in LICENCE))
-    kaiwu.common.CheckpointManager.save_dir = folder  # CIM tasks leave files
+    kaiwu.common.CheckpointManager.save_dir = folder  # the SDK's tasks write files
     return kaiwu
 
 
 def solve(kaiwu, id, n_reads, matrix, seed, machine, options):
-    """Read-outs of one machine for one Ising matrix."""
+    """Read-outs for one Ising matrix."""
     import numpy as np
 
     if machine == "cim":
@@ -62,7 +62,7 @@ def solve(kaiwu, id, n_reads, matrix, seed, machine, options):
 
 
 def without_licence(text):
-    """The text with the licence blotted out."""
+    """The text without the licence."""
     for name in LICENCE:
         if os.environ.get(name):
             text = text.replace(os.environ[name], "***")

@@ -1,9 +1,10 @@
-"""What all Ising machines without a temperature of their own share: matrix, gauge, correction."""
+"""What Ising machines without a temperature have in common: matrix, gauge and corrections."""
 
 from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -13,28 +14,30 @@ from scqbm.ising import RBM, effective_beta, spins_to_bits
 from scqbm.samplers._adapt import rescaled
 from scqbm.samplers._base import Draws, Sampler
 
-_PILOT_READS = 128  # few draws would tell little of the temperature
+_PILOT_READS = 128  # fewer give a poor estimate of the temperature
 
 
 class IsingMachineSampler(Sampler):
-    """Reads spins off a machine that takes one symmetric matrix and knows no temperature.
+    """Base of samplers on Ising machines that take one symmetric matrix and no temperature.
 
-    A machine gets the matrix ``K`` of ``E(s) = -1/2 s' K s``. Biases become couplings to one
-    auxiliary spin, the last; since ``E(s) = E(-s)``, every read-out is turned until that spin
-    points up. A Gaussian layer is integrated out first and drawn given the hidden bits afterwards.
+    The machine receives the matrix ``K`` of ``E(s) = -1/2 s' K s``. Biases become couplings to an
+    auxiliary spin, the last one. Since ``E(s) = E(-s)``, all spins of a read-out are flipped if
+    its auxiliary spin is -1. A Gaussian layer is integrated out first, and drawn afterwards given
+    the hidden bits.
 
-    Read-outs of such machines are not Boltzmann draws at temperature 1. Two corrections:
+    The read-outs of such machines are not Boltzmann draws at temperature 1. Two corrections bring
+    them closer:
 
-    1. *Temperature* (``adapt``): the matrix is multiplied by a scale, which after each query moves
-       towards the one at which the read-outs' effective inverse temperature (maximum
-       pseudolikelihood) is 1.
-    2. *Sweeps* (``n_sweeps``): each read-out starts a short block Gibbs chain of the prior itself,
-       which mends, within reach of the read-out, the rounding and what no scale can mend. It does
-       not move read-outs between distant clusters.
+    1. *Temperature* (``adapt``): the matrix is multiplied by a scale. After each query the scale
+       moves towards the value at which the effective inverse temperature of the read-outs
+       (measured by maximum pseudolikelihood) is 1.
+    2. *Sweeps* (``n_sweeps``): each read-out starts a short block Gibbs chain of the prior itself.
+       The sweeps correct the rounding and other local errors. They do not move read-outs between
+       distant modes.
 
-    ``info`` holds ``beta`` (effective inverse temperature of the read-outs, uncorrected by
-    sweeps), ``energy_read`` and ``energy`` (mean over the read-outs and over the draws),
-    ``scale``, ``rounding`` (relative error of the matrix as the machine sees it) and ``seconds``.
+    ``info`` holds ``beta`` (effective inverse temperature of the read-outs, before the sweeps),
+    ``energy_read`` and ``energy`` (mean over the read-outs and over the draws), ``scale``,
+    ``rounding`` (relative error of the matrix after the machine's rounding) and ``seconds``.
 
     Parameters
     ----------
@@ -43,14 +46,14 @@ class IsingMachineSampler(Sampler):
     adapt
         Whether the scale follows the measured temperature.
     bits
-        Bits of a coupling, one of them the sign; ``None`` for no rounding.
+        Bits of each coupling, including the sign; ``None`` for no rounding.
     """
 
-    n_pilots = 0  # extra read-outs before the first, to find the scale
+    n_pilots = 0  # rounds of read-outs before the first query, to find the scale
 
     def __init__(self, n_sweeps: int, adapt: bool, bits: int | None):
         at_least("n_sweeps", n_sweeps, 0)
-        if bits is not None and bits < 2:
+        if bits is not None and not (isinstance(bits, Real) and bits >= 2):
             raise ValueError(f"`bits` must be None or at least 2, not {bits}.")
         self.n_sweeps = n_sweeps
         self.adapt = adapt
@@ -60,11 +63,11 @@ class IsingMachineSampler(Sampler):
     def read(
         self, K: Tensor, n_reads: int, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """``n_reads`` read-outs (spins in columns) and ``K`` as the machine could represent it."""
+        """``n_reads`` read-outs, one per row, and ``K`` as the machine could represent it."""
 
     @abstractmethod
     def scales(self, K: Tensor) -> tuple[float, float, float]:
-        """The least scale for ``K``, the one to begin with (or stay at), and the greatest."""
+        """The smallest scale for ``K``, the one to start with (or to stay at), and the largest."""
 
     @torch.no_grad()
     def sample(
@@ -74,7 +77,7 @@ class IsingMachineSampler(Sampler):
         state: dict[str, Tensor | int] | None = None,
         generator: torch.Generator | None = None,
     ) -> Draws:
-        """Query the machine once and correct what it answers; see :meth:`Sampler.sample`."""
+        """Query the machine once and correct its read-outs; see :meth:`Sampler.sample`."""
         began = time.perf_counter()
         K = ising_matrix(rbm)
         least, scale, most = self.scales(K)
@@ -109,7 +112,7 @@ class IsingMachineSampler(Sampler):
         self, rbm: RBM, K: Tensor, n_reads: int, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         spins, used = self.read(K, n_reads, generator)
-        # E(s) = E(-s): turn each read-out until the auxiliary spin points up
+        # E(s) = E(-s): flip all spins of a read-out whose auxiliary spin is -1
         bits = spins_to_bits(spins[:, :-1] * spins[:, -1:]).to(rbm.W)
         if rbm.gaussian:
             return rbm.draw_visible(bits, generator), bits, used
@@ -119,8 +122,8 @@ class IsingMachineSampler(Sampler):
 def ising_matrix(rbm: RBM) -> Tensor:
     """The matrix ``K`` with ``E(s) = -1/2 s' K s`` up to a constant, auxiliary spin last.
 
-    Symmetric with a zero diagonal; visible spins first, or only the hidden ones where a Gaussian
-    layer is integrated out.
+    The matrix is symmetric with a zero diagonal. Visible spins come first; there are none if the
+    visible layer is Gaussian and integrated out.
     """
     fields, J, _ = rbm.hidden_ising() if rbm.gaussian else rbm.to_ising()
     n = len(fields)
@@ -131,7 +134,7 @@ def ising_matrix(rbm: RBM) -> Tensor:
 
 
 def max_level(bits: int) -> int:
-    """Largest integer of a coupling: 127 for 8 bits, of either sign."""
+    """Size of the largest integer coupling: 127 for 8 bits."""
     return 2 ** (bits - 1) - 1
 
 

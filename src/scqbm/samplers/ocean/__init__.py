@@ -1,4 +1,4 @@
-"""D-Wave's Ocean: any of its samplers, and its quantum annealers."""
+"""Samplers of D-Wave's Ocean: any classical one, and the quantum annealers."""
 
 from scqbm.samplers.ocean._dimod import DimodSampler
 from scqbm.samplers.ocean._qpu import QPUSampler

@@ -1,23 +1,34 @@
-"""A structured Ocean sampler, a processor as a rule, and all that can go wrong on the way."""
+"""Questions to a structured Ocean sampler, usually a processor, and all that can go wrong."""
 
 from __future__ import annotations
 
 import math
-import os
-import re
 import time
-from functools import cache, cached_property
+from collections.abc import Mapping
+from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from scqbm.samplers._redact import reason
+from scqbm.samplers.ocean._cloud import (
+    BadAnswer,
+    cancel,
+    faults,
+    is_hopeless,
+    may_have_run,
+    tokens,
+)
 
 if TYPE_CHECKING:
     import dimod
     import networkx as nx
 
-TOKEN_VARIABLE = "DWAVE_API_TOKEN"
 _NO_LIMIT = 1e6  # where arithmetic must stay finite
-_TOKEN = re.compile(r"\b[A-Za-z0-9]+-[0-9a-fA-F]{16,}\b")  # what D-Wave's tokens look like
+# The assumed cost of a question if nothing is known: seconds to program, and for each read seconds
+# to read out and wait and seconds to anneal. These are on the high side for D-Wave's processors.
+_PROGRAMMING, _READ, _ANNEAL = 0.02, 2e-4, 2e-5
 
 
 class Outage(RuntimeError):
@@ -28,12 +39,13 @@ class BudgetSpent(Outage):
     """The chip may not be asked any more."""
 
 
-class BadAnswer(Exception):
-    """An answer that lacks qubits or holds something other than spins."""
-
-
 class Chip:
-    """Asks for reads until they are there: batches, retries, short answers, time and budget.
+    """Asks until all reads are there: batches, retries, short answers, time-outs and budget.
+
+    With a budget, :attr:`seconds` also counts what the chip does not report: answers without
+    timing, and questions without an answer, unless they cannot have run. Each counts as the
+    solver estimates it, else as the longest answer so far, else as a typical processor would
+    take.
 
     Parameters
     ----------
@@ -42,13 +54,13 @@ class Chip:
     parameters
         Passed to ``child.sample``.
     retries
-        How often a question that failed is asked again.
+        How many times a question that failed is asked again.
     backoff
         Seconds before the first retry; doubled for each further one.
     timeout
-        Seconds to wait for an answer.
-    max_seconds
-        Most seconds of processor time, or ``None``.
+        Seconds to wait for an answer, which is then cancelled.
+    max_qpu_time
+        Most seconds of processor time; ``None`` for no limit.
     """
 
     def __init__(
@@ -58,22 +70,23 @@ class Chip:
         retries: int,
         backoff: float,
         timeout: float,
-        max_seconds: float | None,
+        max_qpu_time: float | None,
     ):
         self.child = child
         self.retries = retries
         self.backoff = backoff
         self.timeout = timeout
-        self.max_seconds = math.inf if max_seconds is None else max_seconds
-        self.seconds = 0.0  # of processor time that the child has reported
-        self._longest = 0.0  # of its answers
-        # as programmed and read one by one, if the child knows these words
+        self.max_qpu_time = math.inf if max_qpu_time is None else max_qpu_time
+        self.seconds = 0.0  # of processor time
+        self.reports_time = True  # until an answer comes without timing
+        self._longest = 0.0  # of the answers, in seconds
+        # no rescaling by the chip, and every read on its own, if the child has these parameters
         ours = {"auto_scale": False, "answer_mode": "raw"}
         self.parameters = {k: v for k, v in ours.items() if k in child.parameters} | parameters
 
     @property
     def name(self) -> str:
-        """Which chip it is."""
+        """Name of the chip."""
         return str(self.child.properties.get("chip_id", type(self.child).__name__))
 
     @cached_property
@@ -92,7 +105,7 @@ class Chip:
         return graph
 
     def _range(self, *names: str) -> tuple[float, float]:
-        """The first of these ranges that the chip's properties state, as sizes; else no limit."""
+        """Sizes of the ends of the first range that the chip's properties state, else no limit."""
         stated = [self.child.properties[name] for name in names if name in self.child.properties]
         low, high = stated[0] if stated else (-math.inf, math.inf)
         return -float(low), float(high)
@@ -114,9 +127,9 @@ class Chip:
         coupler
             Size of the largest coupler outside chains.
         load
-            Of each qubit, the summed sizes of these.
+            For each qubit, the sum of these couplers' sizes.
         chain_neighbours
-            Of each qubit, how many couplers hold it in its chain.
+            For each qubit, the number of couplers that hold it in its chain.
         """
         low, high = self._range("per_qubit_coupling_range")
         room = np.minimum(low - chain_neighbours * self.strongest_chain, high)
@@ -128,9 +141,9 @@ class Chip:
 
     @cached_property
     def most_reads(self) -> int:
-        """Reads that one question may ask for."""
+        """Most reads that one question may ask for."""
         solver = getattr(self.child, "solver", None)
-        if callable(getattr(solver, "max_num_reads", None)):  # knows the limit on duration as well
+        if callable(getattr(solver, "max_num_reads", None)):  # includes the limit on duration
             return int(solver.max_num_reads(**self.parameters))
         return int(self.child.properties.get("num_reads_range", (1, 10_000))[1])
 
@@ -142,27 +155,27 @@ class Chip:
         n_reads: int,
         seed: int,
     ) -> np.ndarray:
-        """Spins of the qubits, ``n_reads`` rows or, after many short answers, fewer.
+        """Spins of the qubits: ``n_reads`` rows, or fewer after many short answers.
 
         Parameters
         ----------
         qubits
             Labels.
         biases
-            One a qubit.
+            One for each qubit.
         couplers
             Positions of both ends in ``qubits``, and values.
         n_reads
-            How many reads.
+            Number of reads.
         seed
-            For children that take one.
+            Used by children that take a seed.
         """
         import dimod
 
         model = dimod.BQM.from_numpy_vectors(
             biases, couplers, 0.0, "SPIN", variable_order=qubits.tolist()
         )
-        reads, missing, failures = [], n_reads, 0
+        reads, missing, failures, gone = [], n_reads, 0, None
         while missing > 0 and failures <= self.retries:
             wanted = min(missing, self.most_reads)
             try:
@@ -171,43 +184,68 @@ class Chip:
                 if not reads:
                     raise
                 break
-            except _faults() as error:
-                failures = self.retries + 1 if _is_hopeless(error) else failures + 1
+            except faults() as error:
+                failures = self.retries + 1 if is_hopeless(error) else failures + 1
                 if failures <= self.retries:
                     time.sleep(self.backoff * 2 ** (failures - 1))
-                elif not reads:
-                    raise Outage(self.redacted(error)) from None
+                gone = self.reason(error)
                 continue
             failures += len(got) < wanted
             reads.append(got[:wanted])
             missing -= len(reads[-1])
+        if not reads:  # raised here: inside `except` the client's error would be its context
+            raise Outage(gone)
         return np.concatenate(reads)
 
     def _once(self, model: dimod.BQM, qubits: np.ndarray, n_reads: int, seed: int) -> np.ndarray:
-        if self.seconds + self._expected(len(qubits), n_reads) > self.max_seconds:
+        size = len(qubits), n_reads
+        if self.seconds >= self.max_qpu_time or (
+            self.seconds + self._expected(*size) > self.max_qpu_time
+        ):
             raise BudgetSpent(
-                f"{self.seconds:.3g} s of the {self.max_seconds:.3g} s of processor time that "
+                f"{self.seconds:.3g} s of the {self.max_qpu_time:.3g} s of processor time that "
                 "`max_qpu_time` allows are spent"
             )
         given = {"num_reads": n_reads, **self.parameters}
         if "seed" in self.child.parameters:
             given.setdefault("seed", seed)
-        answer = self.child.sample(model, **given)
-        self._wait_for(answer)
-        used = answer.info.get("timing", {}).get("qpu_access_time", 0.0) / 1e6
-        self.seconds += used
-        self._longest = max(self._longest, used)
+        answer = None
+        try:
+            answer = self.child.sample(model, **given)
+            self._wait_for(answer)
+        except BaseException as error:  # Ctrl-C too: nobody waits for the answer any more
+            if answer is not None:
+                cancel(answer)
+            if may_have_run(answer, error):
+                self._count(self._guessed(*size))
+            raise
+        used = _reported(answer)
+        self.reports_time &= used is not None
+        self._count(self._guessed(*size) if used is None else used)
         return _in_order(answer, qubits)
 
+    def _count(self, seconds: float) -> None:
+        self.seconds += seconds
+        self._longest = max(self._longest, seconds)
+
     def _expected(self, n_qubits: int, n_reads: int) -> float:
-        """Processor time of a question, so that the budget is not overdrawn by the last one."""
-        if self.max_seconds == math.inf:
+        """Processor time of a question, before it is asked."""
+        if self.max_qpu_time == math.inf:
             return 0.0
         try:
             estimate = self.child.solver.estimate_qpu_access_time
-            return estimate(n_qubits, n_reads, **self.parameters) / 1e6
+            seconds = estimate(n_qubits, n_reads, **self.parameters) / 1e6
         except (AttributeError, KeyError, TypeError, ValueError):
             return self._longest
+        return seconds if math.isfinite(seconds) else self._longest
+
+    def _guessed(self, n_qubits: int, n_reads: int) -> float:
+        """Processor time of a question that was asked, where the chip does not report it."""
+        if self.max_qpu_time == math.inf:
+            return 0.0
+        anneal = self.parameters.get("annealing_time")  # in microseconds
+        anneal = anneal / 1e6 if isinstance(anneal, Real) else _ANNEAL
+        return self._expected(n_qubits, n_reads) or _PROGRAMMING + n_reads * (_READ + anneal)
 
     def _wait_for(self, answer: dimod.SampleSet) -> None:
         end, pause = time.monotonic() + self.timeout, 1e-4
@@ -218,21 +256,20 @@ class Chip:
             pause = min(2 * pause, 0.02)
         answer.resolve()
 
-    def redacted(self, error: Exception) -> str:
+    def secrets(self) -> list[str | None]:
+        """Access tokens that the child holds."""
+        return tokens(self.child)
+
+    def reason(self, error: Exception) -> str:
         """What an error says, without any token."""
-        text = str(error) or type(error).__name__
-        client = getattr(self.child, "client", None)
-        secrets = [os.environ.get(TOKEN_VARIABLE), getattr(client, "token", None)]
-        secrets.append(getattr(getattr(client, "config", None), "token", None))
-        return redacted(text, *secrets)
+        return reason(error, self.secrets())
 
 
-def redacted(text: str, *secrets: str | None) -> str:
-    """A text without these tokens, nor anything that looks like one."""
-    for secret in secrets:
-        if isinstance(secret, str) and secret:
-            text = text.replace(secret, "[token]")
-    return _TOKEN.sub("[token]", text).strip().rstrip(".")
+def _reported(answer: dimod.SampleSet) -> float | None:
+    """Seconds of processor time that an answer reports, if it does."""
+    timing = (answer.info or {}).get("timing")
+    used = timing.get("qpu_access_time") if isinstance(timing, Mapping) else None
+    return used / 1e6 if isinstance(used, Real) and 0 <= used < math.inf else None
 
 
 def _in_order(answer: dimod.SampleSet, qubits: np.ndarray) -> np.ndarray:
@@ -251,41 +288,3 @@ def _in_order(answer: dimod.SampleSet, qubits: np.ndarray) -> np.ndarray:
         raise BadAnswer("the answer holds values other than -1 and +1")
     times = answer.record.num_occurrences
     return spins if (times == 1).all() else np.repeat(spins, times, axis=0)
-
-
-@cache
-def _faults() -> tuple[type[Exception], ...]:
-    """What can happen between here and a processor; other errors are the caller's own."""
-    from dwave.cloud import exceptions as cloud
-    from dwave.system.exceptions import FailoverCondition, RetryCondition
-    from requests.exceptions import RequestException  # of which the solver API's errors are
-
-    return (
-        BadAnswer,
-        ConnectionError,
-        RequestException,
-        TimeoutError,
-        cloud.CanceledFutureError,
-        cloud.PollingTimeout,
-        cloud.ProblemUploadError,
-        cloud.UseAfterCloseError,
-        FailoverCondition,
-        RetryCondition,
-    )
-
-
-def _is_hopeless(error: Exception) -> bool:
-    """Whether asking again cannot mend it: refused, or not understood."""
-    from dwave.cloud import exceptions as cloud
-    from dwave.cloud.api import exceptions as api
-
-    code = getattr(error, "error_code", None)
-    refused = (
-        api.ResourceAccessForbiddenError,
-        api.ResourceAuthenticationError,
-        api.ResourceBadRequestError,
-        cloud.UseAfterCloseError,
-    )
-    return isinstance(error, refused) or (
-        isinstance(code, int) and 400 <= code < 500 and code not in (408, 429)  # late, too many
-    )

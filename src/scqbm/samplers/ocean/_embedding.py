@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Embedding:
-    """Chains of qubits, one a unit, with every index that a query needs.
+    """Chains of qubits, one for each unit, with all index arrays that a query needs.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class Embedding:
     rows, columns
         Ends of the couplers in use, as positions in ``qubits``.
     chain_neighbours
-        Of each qubit, how many couplers hold it in its chain.
+        For each qubit, the number of couplers that hold it in its chain.
     """
 
     def __init__(self, chains: list[list[int]], edges: np.ndarray, graph: nx.Graph):
@@ -43,7 +43,7 @@ class Embedding:
         place[self.qubits] = np.arange(len(self.qubits))
         ends = place[np.array(graph.edges)]
         ends = ends[(ends >= 0).all(1)]
-        # by column, then row: dimod builds a model from couplers in this order ten times faster
+        # by column, then row: from this order dimod builds a model ten times faster
         ends.sort(1)
         ends = ends[np.lexsort((ends[:, 0], ends[:, 1]))]
         units = np.sort(self._unit[ends], 1)
@@ -69,7 +69,7 @@ class Embedding:
     def program(
         self, fields: np.ndarray, couplings: np.ndarray, chain_strength: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Biases of the qubits and of the couplers: a unit's are shared out evenly.
+        """Biases of the qubits and of the couplers: those of a unit are divided evenly.
 
         Parameters
         ----------
@@ -78,15 +78,15 @@ class Embedding:
         couplings
             Coupling of each edge.
         chain_strength
-            How strongly the qubits of a chain are held together.
+            Size of the coupling within chains.
         """
         shares = np.append(couplings / self._shared, -chain_strength)
         return (fields / self.lengths)[self._unit], shares[self._edge]
 
     def strain(self, biases: np.ndarray, couplers: np.ndarray) -> tuple[float, float, np.ndarray]:
-        """Largest bias, largest coupler and, qubit by qubit, the sum of its couplers' sizes.
+        """Size of the largest bias and coupler, and for each qubit the sum of its couplers' sizes.
 
-        Couplers within chains are left out.
+        Couplers within chains do not count.
         """
         size = np.where(self._within, 0.0, np.abs(couplers))
         n = len(self.qubits)
@@ -94,7 +94,7 @@ class Embedding:
         return float(np.abs(biases).max()), float(size.max(initial=0.0)), load
 
     def vote(self, reads: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Spin of each unit by majority, ties at random, and which chains were broken.
+        """Spin of each unit by majority vote (ties at random), and which chains were broken.
 
         Parameters
         ----------
@@ -113,7 +113,7 @@ class Embedding:
 
 
 def find_pairs(pairs: np.ndarray, among: np.ndarray, n: int) -> np.ndarray:
-    """Position of each pair in ``among``, -1 where it is not there."""
+    """Position of each pair in ``among``, or -1 if it is not there."""
     if len(among) == 0:
         return np.full(len(pairs), -1)
     key, table = pairs @ [n, 1], among @ [n, 1]

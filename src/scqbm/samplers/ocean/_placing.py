@@ -1,4 +1,4 @@
-"""Where the units of a problem go on a chip: found once, kept on disk."""
+"""Where the units of a problem go on a chip: found once, then stored on disk."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scqbm.ising import TOPOLOGIES, ideal_graph, native_layout
-from scqbm.samplers.ocean._embedding import find_pairs
+from scqbm.ising import RBM, TOPOLOGIES, ideal_graph, native_layout
+from scqbm.samplers.ocean._embedding import Embedding, find_pairs
+from scqbm.samplers.ocean._problem import IsingProblem, coupled_pairs
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -26,13 +27,73 @@ _PATIENCE = 120  # seconds that minorminer may search
 Chains = list[list[int]]
 
 
+class Placement(NamedTuple):
+    """A prior's place on a chip, for reuse while its couplings change.
+
+    Parameters
+    ----------
+    size
+        Visible units, hidden units and whether the visible ones are Gaussian.
+    edges
+        Coupled pairs of units.
+    embedding
+        Chains of qubits.
+    native
+        Whether each unit takes one qubit because the prior was made for such a chip.
+    sparse
+        Whether some visible unit is not coupled to some hidden unit.
+    """
+
+    size: tuple[int, int, bool]
+    edges: np.ndarray
+    embedding: Embedding
+    native: bool
+    sparse: bool
+
+
+def placed(
+    rbm: RBM, graph: nx.Graph, name: str, last: Placement | None
+) -> tuple[Placement, IsingProblem]:
+    """The place of a prior on a chip and its problem on the coupled pairs.
+
+    Parameters
+    ----------
+    rbm
+        The prior.
+    graph
+        The chip's working graph.
+    name
+        Name of the chip.
+    last
+        The last placement, which is used again if the prior's couplings still lie on it.
+    """
+    size = (rbm.n_visible, rbm.n_hidden, rbm.gaussian)
+    if last is not None and last.size == size:
+        problem = IsingProblem(rbm, last.edges)
+        if problem.is_complete:
+            return last, problem
+    edges = coupled_pairs(rbm)
+    n, m = (0 if rbm.gaussian else rbm.n_visible), rbm.n_hidden
+    chains, native = place(edges, n, m, graph, name)
+    if chains is None:
+        raise ValueError(
+            f"The prior of {rbm.n_visible} + {m} units does not fit on {name} with its "
+            f"{len(graph)} qubits: choose a smaller `n_latent` or `n_prior_hidden`, or "
+            "make the model with prior_topology=sampler.graph."
+        )
+    embedding = Embedding(chains, edges, graph)
+    new = Placement(size, edges, embedding, native, sparse=len(edges) < n * m)
+    return new, IsingProblem(rbm, edges)
+
+
 def place(
     edges: np.ndarray, n_visible: int, n_hidden: int, graph: nx.Graph, name: str
 ) -> tuple[Chains | None, bool]:
     """Qubits of each unit, or ``None`` if there is no room, and whether they are native.
 
-    Native means one qubit a unit because the prior was made for such a chip. Else complete
-    graphs, or complete bipartite ones, get busclique's short chains, and others minorminer's.
+    Native means one qubit for each unit, because the prior was made for such a chip. Other
+    complete graphs and complete bipartite graphs get the short chains of busclique, and all
+    others those of minorminer.
 
     Parameters
     ----------
@@ -45,7 +106,7 @@ def place(
     graph
         The chip's working graph.
     name
-        Of the chip, to find its file again.
+        Name of the chip, which becomes part of a file name.
     """
     n, m = n_visible, n_hidden
     if 0 < len(edges) < n * m:
@@ -69,7 +130,7 @@ def place(
 def native_chains(
     nonzero: np.ndarray, n_visible: int, n_hidden: int, graph: nx.Graph
 ) -> Chains | None:
-    """One qubit a unit where the couplings are those of a native prior, else ``None``.
+    """One qubit for each unit if the couplings are those of a native prior, else ``None``.
 
     Parameters
     ----------
@@ -84,7 +145,7 @@ def native_chains(
     """
     if graph.graph.get("family") not in TOPOLOGIES:
         return None
-    # made for this very chip, or for an ideal one of its design that may lie anywhere on it
+    # made for this chip, or for an ideal chip of the same design, which may fit anywhere on it
     for topology in (graph, graph.graph["family"]):
         try:
             layout = native_layout(topology, n_visible, n_hidden)
@@ -105,10 +166,11 @@ def native_chains(
 
 
 def dense_chains(n_visible: int, n_hidden: int, graph: nx.Graph) -> Chains | None:
-    """Short chains that couple all visible units to all hidden ones (if none, those together).
+    """Short chains that couple all visible units to all hidden units.
 
-    Small windows of the chip are tried first: chains are as long as the window is wide, and
-    busclique's table of all sizes takes minutes on a whole chip but a second on a window.
+    Without visible units, they couple all hidden units to each other. Small windows of the chip
+    are tried first: chains are as long as the window is wide, and busclique's table of all sizes
+    takes minutes on a whole chip but a second on a window.
     """
     from minorminer.busclique import busgraph_cache
 
@@ -159,18 +221,18 @@ def _translations(source: nx.Graph, chip: nx.Graph) -> Iterator:
 
 
 def cached(find, name: str, problem: np.ndarray, graph: nx.Graph) -> Chains | None:
-    """What ``find()`` returns, read from disk if it was found before.
+    """The result of ``find()``, read from disk if it was found before.
 
     Parameters
     ----------
     find
         Returns chains or ``None``.
     name
-        Chip and problem in words, for the name of the file.
+        Chip and problem, for the name of the file.
     problem
-        What besides the graph decides the chains.
+        The numbers that determine the chains, apart from the graph.
     graph
-        The chip's working graph: a qubit that fails makes another file.
+        The chip's working graph. If a qubit fails, the chains go to another file.
     """
     digest = hashlib.sha256(np.ascontiguousarray(problem, dtype=np.int64).tobytes())
     for part in (sorted(graph), sorted(sorted(edge) for edge in graph.edges)):
@@ -189,7 +251,7 @@ def cached(find, name: str, problem: np.ndarray, graph: nx.Graph) -> Chains | No
 
 
 def cache_folder() -> Path:
-    """Where embeddings are kept: ``$SCQBM_CACHE``, or the platform's cache folder."""
+    """The folder of stored embeddings: in ``$SCQBM_CACHE``, or in the platform's cache folder."""
     import homebase
 
     given = os.environ.get(CACHE_VARIABLE)
@@ -198,11 +260,11 @@ def cache_folder() -> Path:
 
 
 def _write(file: Path, text: str) -> None:
-    """All or nothing: another process may read or write the same file."""
+    """Write the whole file at once, as another process may read or write it too."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as part:
             part.write(text)
         os.replace(part.name, file)
     except OSError:
-        pass  # a read-only home only costs the search again
+        pass  # without a place to write, the chains are searched again next time

@@ -11,14 +11,14 @@ from scqbm.ising import RBM
 
 
 class IsingProblem:
-    """Fields and couplings of the spins, visible ones first, as numpy arrays.
+    """Fields and couplings of the spins, visible ones first, as NumPy arrays.
 
-    A Gaussian layer is integrated out, which leaves the hidden spins, all coupled.
+    A Gaussian layer is integrated out, which leaves the hidden spins, all coupled to each other.
 
     Parameters
     ----------
     rbm
-        The machine.
+        The prior.
     edges
         Pairs of units, as :func:`coupled_pairs` lists them.
     """
@@ -31,7 +31,7 @@ class IsingProblem:
         rows, columns = torch.from_numpy(edges - [0, _first_column(rbm)]).to(J.device).T
         here = J[rows, columns]
         self.couplings = here.double().cpu().numpy()
-        # counted where pairs may be missing only: a large prior makes this a noticeable pass
+        # counted only if pairs may be missing, as this takes time for a large prior
         whole = rbm.gaussian or len(edges) == J.numel()
         self.is_complete = whole or bool(J.count_nonzero() == here.count_nonzero())
 
@@ -45,8 +45,9 @@ class IsingProblem:
     def minimize(self, spins: np.ndarray, broken: np.ndarray) -> None:
         """Set broken units, in place, to their best value given the others.
 
-        One at a time, the one with the largest field first, broken units not yet set exerting
-        none: the rule of Ocean's ``MinimizeEnergy``, for all reads at once.
+        Units are set one at a time, the one with the largest field first. Broken units that are
+        not set yet exert no field. This is the rule of Ocean's ``MinimizeEnergy``, here for all
+        reads at once.
         """
         coupled = np.zeros((self.n, self.n))
         coupled[self.edges[:, 0], self.edges[:, 1]] = self.couplings
@@ -69,8 +70,8 @@ class IsingProblem:
 def coupled_pairs(rbm: RBM) -> np.ndarray:
     """Pairs of units, visible ones counted first, whose coupling is not zero; shape ``(n, 2)``.
 
-    All pairs for a prior without any coupling, which is about to get some, and all pairs of
-    hidden units where a Gaussian layer is integrated out.
+    These are all pairs if no coupling is set, as training will set some, and all pairs of hidden
+    units if a Gaussian layer is integrated out.
     """
     if rbm.gaussian:
         pairs = torch.triu_indices(rbm.n_hidden, rbm.n_hidden, 1).T
@@ -82,5 +83,5 @@ def coupled_pairs(rbm: RBM) -> np.ndarray:
 
 
 def _first_column(rbm: RBM) -> int:
-    """Unit that the first column of the couplings stands for."""
+    """The unit of the first column of the couplings."""
     return 0 if rbm.gaussian else rbm.n_visible
