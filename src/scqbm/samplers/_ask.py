@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scqbm.ising import RBM
-from scqbm.samplers._base import Draws, Sampler
+from scqbm.samplers._base import Draws, Sampler, State
 from scqbm.samplers._redact import reason, reveals
 
 
@@ -38,7 +38,7 @@ def ask(
     sampler: Sampler,
     rbm: RBM,
     n_draws: int,
-    state: dict[str, Tensor | int] | None = None,
+    state: State | None = None,
     generator: torch.Generator | None = None,
     when: str = "",
 ) -> Draws:

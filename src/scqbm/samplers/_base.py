@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from scqbm.ising import RBM
 from scqbm.samplers._redact import redacted
 
 _MANY = 6  # numbers that one argument may show
+
+
+State = dict[str, Any]  # tensors and ints, which checkpoints can hold
 
 
 @dataclass
@@ -40,7 +44,7 @@ class Draws:
 
     visible: Tensor
     hidden: Tensor
-    state: dict[str, Tensor | int] = field(default_factory=dict)
+    state: State = field(default_factory=dict)
     weights: Tensor | None = None
     info: dict[str, float] = field(default_factory=dict)
 
@@ -58,7 +62,7 @@ class Sampler(ABC):
         self,
         rbm: RBM,
         n_draws: int,
-        state: dict[str, Tensor | int] | None = None,
+        state: State | None = None,
         generator: torch.Generator | None = None,
     ) -> Draws:
         """Draw ``n_draws`` joint states of ``rbm``.
@@ -91,7 +95,7 @@ class Sampler(ABC):
                 shown.append(f"{key}={_brief(value)}")
         return redacted(f"{type(self).__name__}({', '.join(shown)})", self.secrets())
 
-    def _kept(self) -> Mapping[str, object]:
+    def _kept(self) -> Mapping[str, Any]:
         """The arguments by name, as far as the sampler keeps them, for ``repr``."""
         return vars(self)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from scqbm.ising import (
     MAX_EXACT_UNITS,
@@ -14,7 +13,7 @@ from scqbm.ising import (
     smaller_side,
     states,
 )
-from scqbm.samplers._base import Draws, Sampler
+from scqbm.samplers._base import Draws, Sampler, State
 
 
 class ExactSampler(Sampler):
@@ -28,7 +27,7 @@ class ExactSampler(Sampler):
         self,
         rbm: RBM,
         n_draws: int,
-        state: dict[str, Tensor | int] | None = None,
+        state: State | None = None,
         generator: torch.Generator | None = None,
     ) -> Draws:
         """Independent, exact draws; see :meth:`Sampler.sample`."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scqbm._checks import at_least
 from scqbm.ising import RBM, anneal, draw_units, effective_number
-from scqbm.samplers._base import Draws, Sampler
+from scqbm.samplers._base import Draws, Sampler, State
 
 LEAST_ESS = 0.5  # resample when the effective number of chains falls below this share
 
@@ -49,13 +49,13 @@ class GibbsSampler(Sampler):
         self,
         rbm: RBM,
         n_draws: int,
-        state: dict[str, Tensor | int] | None = None,
+        state: State | None = None,
         generator: torch.Generator | None = None,
     ) -> Draws:
         """Advance the chains and return their states; see :meth:`Sampler.sample`."""
         like = {"dtype": rbm.W.dtype, "device": rbm.W.device}
-        mine = state is not None and "log_weight" in state  # not the state of another sampler
-        fits = mine and state["visible"].shape == (n_draws, rbm.n_visible)
+        state = state if state and "log_weight" in state else {}  # not that of another sampler
+        fits = bool(state) and state["visible"].shape == (n_draws, rbm.n_visible)
         age = state["age"] + 1 if fits else 0
         # as RBM.hidden_field and visible_field, with the centring folded into the biases: faster
         b = rbm.hidden_field(torch.zeros_like(rbm.a))

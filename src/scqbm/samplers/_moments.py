@@ -87,7 +87,8 @@ def moments(
 def mean_of(seen: list[Moments], n_draws: float) -> Moments:
     """Mean over queries, which rests on ``n_draws`` independent draws in all."""
     parts = zip(*(one[:4] for one in seen), strict=True)
-    return Moments(*(torch.stack(part).mean(0) for part in parts), n_draws=n_draws)
+    visible, hidden, product, square = (torch.stack(part).mean(0) for part in parts)
+    return Moments(visible, hidden, product, square, n_draws)
 
 
 def of_draws(rbm: RBM, draws: Draws) -> Moments:

@@ -42,14 +42,15 @@ def reason(error: BaseException, secrets: Iterable[str | None] = ()) -> str:
 
 def reveals(error: BaseException, secrets: Iterable[str | None] = ()) -> bool:
     """Whether an exception, or any that it came from, holds a secret in its text."""
-    secrets, seen, left = list(secrets), set(), [error]
+    secrets, seen = list(secrets), set()
+    left: list[BaseException | None] = [error]
     while left:
-        error = left.pop()
-        if error is None or id(error) in seen:
+        one = left.pop()
+        if one is None or id(one) in seen:
             continue
-        seen.add(id(error))
-        left += [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
-        text = f"{error} {error!r} {error.args} {getattr(error, '__notes__', '')}"
+        seen.add(id(one))
+        left += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+        text = f"{one} {one!r} {one.args} {getattr(one, '__notes__', '')}"
         if redacted(text, secrets) != text:
             return True
     return False

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scqbm._checks import at_least
 from scqbm.ising import RBM, draw_units
-from scqbm.samplers._base import Draws, Sampler
+from scqbm.samplers._base import Draws, Sampler, State
 
 
 class TemperingSampler(Sampler):
@@ -47,7 +47,7 @@ class TemperingSampler(Sampler):
         self,
         rbm: RBM,
         n_draws: int,
-        state: dict[str, Tensor | int] | None = None,
+        state: State | None = None,
         generator: torch.Generator | None = None,
     ) -> Draws:
         """Advance the replicas and return the cold ones; see :meth:`Sampler.sample`."""
@@ -99,7 +99,7 @@ class _Ladders:
         self.level = level
         self.scales = scales
         self.h = rbm.W.new_empty(len(self.v), rbm.n_hidden)
-        self.rate = None
+        self.rate = scales.new_ones(len(scales) - 1)  # of accepted swaps, by rung
         # as RBM.hidden_field and visible_field, but without the biases, which are not scaled
         centre = rbm.hidden_field(torch.zeros_like(rbm.a)) - rbm.b
         self.centre, self.W, self.W_t = centre, rbm.W, rbm.W.T.contiguous()

@@ -174,14 +174,16 @@ class KaiwuSampler(IsingMachineSampler):
         return spins[torch.arange(n_reads, device=K.device) % len(spins)], 2 * matrix
 
     def _ask(self, request: dict) -> dict:
-        for attempt in (1, 2):
+        n_ended = 0
+        while True:
             if self._process is None:
                 self._process = LineProcess(self.command)
             try:
                 return self._process.ask(request, self.timeout)
             except Ended as ended:
                 self.close()
-                if attempt == 2:
+                n_ended += 1
+                if n_ended == 2:
                     raise RuntimeError(
                         f"The Kaiwu worker ended with exit status {ended.status} before it "
                         f"answered, twice in a row; check `command` ({self.command[0]}) by hand."

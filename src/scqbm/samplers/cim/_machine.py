@@ -12,7 +12,7 @@ from torch import Tensor
 from scqbm._checks import at_least
 from scqbm.ising import RBM, effective_beta, spins_to_bits
 from scqbm.samplers._adapt import rescaled
-from scqbm.samplers._base import Draws, Sampler
+from scqbm.samplers._base import Draws, Sampler, State
 
 _PILOT_READS = 128  # fewer give a poor estimate of the temperature
 
@@ -74,7 +74,7 @@ class IsingMachineSampler(Sampler):
         self,
         rbm: RBM,
         n_draws: int,
-        state: dict[str, Tensor | int] | None = None,
+        state: State | None = None,
         generator: torch.Generator | None = None,
     ) -> Draws:
         """Query the machine once and correct its read-outs; see :meth:`Sampler.sample`."""

@@ -103,5 +103,6 @@ def _stop(process: subprocess.Popen) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    with contextlib.suppress(OSError):  # a request that was not sent
-        process.stdin.close()
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):  # a request that was not sent
+            process.stdin.close()

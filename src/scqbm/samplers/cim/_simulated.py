@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 
 import torch
 from torch import Tensor
 
-from scqbm._checks import at_least, not_negative
+from scqbm._checks import at_least, is_number, not_negative
 from scqbm.samplers.cim._machine import IsingMachineSampler, max_level
 
 _DT = 0.1  # time step, in cavity lifetimes
@@ -87,7 +86,7 @@ class CIMSampler(IsingMachineSampler):
     ):
         super().__init__(n_sweeps, adapt, bits)
         at_least("n_steps", n_steps, 1)
-        if not (isinstance(pump, Real) and 0 < pump <= 1 / _DT):
+        if not (is_number(pump) and 0 < pump <= 1 / _DT):
             raise ValueError(f"`pump` must be above 0 and at most {1 / _DT:g}, not {pump}.")
         not_negative("noise", noise)
         not_negative("control", control)

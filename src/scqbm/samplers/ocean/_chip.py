@@ -6,11 +6,11 @@ import math
 import time
 from collections.abc import Mapping
 from functools import cached_property
-from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scqbm._checks import is_number
 from scqbm.samplers._redact import reason
 from scqbm.samplers.ocean._cloud import (
     BadAnswer,
@@ -142,7 +142,7 @@ class Chip:
     @cached_property
     def most_reads(self) -> int:
         """Most reads that one question may ask for."""
-        solver = getattr(self.child, "solver", None)
+        solver: Any = getattr(self.child, "solver", None)
         if callable(getattr(solver, "max_num_reads", None)):  # includes the limit on duration
             return int(solver.max_num_reads(**self.parameters))
         return int(self.child.properties.get("num_reads_range", (1, 10_000))[1])
@@ -175,7 +175,8 @@ class Chip:
         model = dimod.BQM.from_numpy_vectors(
             biases, couplers, 0.0, "SPIN", variable_order=qubits.tolist()
         )
-        reads, missing, failures, gone = [], n_reads, 0, None
+        reads: list[np.ndarray] = []
+        missing, failures, gone = n_reads, 0, None
         while missing > 0 and failures <= self.retries:
             wanted = min(missing, self.most_reads)
             try:
@@ -243,8 +244,8 @@ class Chip:
         """Processor time of a question that was asked, where the chip does not report it."""
         if self.max_qpu_time == math.inf:
             return 0.0
-        anneal = self.parameters.get("annealing_time")  # in microseconds
-        anneal = anneal / 1e6 if isinstance(anneal, Real) else _ANNEAL
+        given: Any = self.parameters.get("annealing_time")  # in microseconds
+        anneal = given / 1e6 if is_number(given) else _ANNEAL
         return self._expected(n_qubits, n_reads) or _PROGRAMMING + n_reads * (_READ + anneal)
 
     def _wait_for(self, answer: dimod.SampleSet) -> None:
@@ -268,8 +269,8 @@ class Chip:
 def _reported(answer: dimod.SampleSet) -> float | None:
     """Seconds of processor time that an answer reports, if it does."""
     timing = (answer.info or {}).get("timing")
-    used = timing.get("qpu_access_time") if isinstance(timing, Mapping) else None
-    return used / 1e6 if isinstance(used, Real) and 0 <= used < math.inf else None
+    used: Any = timing.get("qpu_access_time") if isinstance(timing, Mapping) else None
+    return used / 1e6 if is_number(used) and 0 <= used < math.inf else None
 
 
 def _in_order(answer: dimod.SampleSet, qubits: np.ndarray) -> np.ndarray:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from scqbm._checks import not_negative, positive, whole
 from scqbm.ising import RBM, spins_to_bits
-from scqbm.samplers._base import Draws, Sampler
+from scqbm.samplers._base import Draws, Sampler, State
 from scqbm.samplers.ocean._cloud import tokens
 from scqbm.samplers.ocean._problem import IsingProblem, coupled_pairs
 
@@ -118,7 +117,7 @@ class DimodSampler(Sampler):
         self,
         rbm: RBM,
         n_draws: int,
-        state: dict[str, Tensor | int] | None = None,
+        state: State | None = None,
         generator: torch.Generator | None = None,
     ) -> Draws:
         """Query the Ocean sampler once; see :meth:`Sampler.sample`."""

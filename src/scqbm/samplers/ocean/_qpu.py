@@ -1,21 +1,20 @@
-"""A D-Wave quantum annealer as a sampler. Above 300 lines: the class docstring is the manual."""
+"""A D-Wave quantum annealer as a sampler (long: the class docstring is the manual)."""
 
 from __future__ import annotations
 
 import math
 import time
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from scqbm._checks import at_least, one_of, positive
 from scqbm.ising import RBM, effective_beta, spins_to_bits
 from scqbm.samplers._adapt import rescaled
 from scqbm.samplers._ask import check_sampler
-from scqbm.samplers._base import Draws, Sampler
+from scqbm.samplers._base import Draws, Sampler, State
 from scqbm.samplers._gibbs import GibbsSampler
 from scqbm.samplers._redact import reason, reveals
 from scqbm.samplers.ocean._chip import BudgetSpent, Chip, Outage
@@ -147,9 +146,9 @@ class QPUSampler(Sampler):
         self.chain_strength = chain_strength
         self.chain_breaks = chain_breaks
         self.n_gauges = n_gauges
-        self.fallback = fallback
+        self.fallback: Any = fallback
         self.retry_every = retry_every
-        of_chip = {
+        of_chip: dict[str, Any] = {
             "retries": retries,
             "backoff": backoff,
             "timeout": timeout,
@@ -220,7 +219,7 @@ class QPUSampler(Sampler):
         self,
         rbm: RBM,
         n_draws: int,
-        state: dict[str, Tensor | int] | None = None,
+        state: State | None = None,
         generator: torch.Generator | None = None,
     ) -> Draws:
         """Query the processor, or the fallback in its absence; see :meth:`Sampler.sample`."""
