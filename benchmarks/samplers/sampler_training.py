@@ -40,7 +40,7 @@ SAMPLERS = {
     "Gibbs": GibbsSampler,
     "Tempering": lambda: TemperingSampler(n_replicas=8, n_start=200),
     "Simulated annealing": DimodSampler.simulated_annealing,
-    "Path integral annealing": DimodSampler.path_integral_annealing,
+    "Path integral annealing": lambda: DimodSampler.path_integral_annealing(100),
     "QPU mock, Zephyr, embedded": lambda: QPUSampler(mock_chip()),
     "CIM, simulated": CIMSampler,
 }

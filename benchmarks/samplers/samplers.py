@@ -208,7 +208,7 @@ def candidates(large, glassy):
     found["CIM, simulated"] = CIMSampler()
     found["CIM, as read out"] = CIMSampler(n_sweeps=0)
     if not large:  # minutes each at 128+128
-        found["Path integral annealing"] = DimodSampler.path_integral_annealing()
+        found["Path integral annealing"] = DimodSampler.path_integral_annealing(100)
         found["QPU mock, Zephyr"] = QPUSampler(mock_chip())
     return found
 
