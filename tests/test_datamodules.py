@@ -27,7 +27,7 @@ def test_model_before_data():
         model.sample_prior()
     with pytest.raises(ValueError, match="max_epochs"):
         model.train(datamodule=datamodule)
-    with pytest.raises(ValueError, match="^`datamodule` must be given"):
+    with pytest.raises(AttributeError, match="^`datamodule` must be given"):
         model.train()
     model.train(1, datamodule=datamodule, accelerator="cpu", enable_progress_bar=False)
     assert not model.module.use_observed_lib_size

@@ -286,7 +286,7 @@ class QBMVI(BoltzmannPriorMixin, LatentMixin, SCVI, _WithoutData):
             plan_kwargs = {**_as_dict(plan_kwargs), **given}
         if self.module is None:
             if datamodule is None:
-                raise ValueError(
+                raise AttributeError(  # as scvi-tools does, whose tests expect it
                     "`datamodule` must be given, since the model was made without `adata`."
                 )
             self._module_kwargs["n_cells"] = _cells_of(datamodule)
