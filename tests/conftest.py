@@ -1,7 +1,29 @@
-"""One thread for each test process: the models are small, and two threads wait for each other."""
+"""Fixtures of several files, and one thread for each test process.
+
+The models are small, and two threads would wait for each other on a busy machine.
+"""
 
 import os
 
 # before torch and numba are imported; numba (scanpy) would otherwise raise torch's number again
 for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def adata():
+    """200 cells in two batches, for trainings of five steps an epoch."""
+    import scvi
+    from scvi.data import synthetic_iid
+
+    scvi.settings.seed = 0
+    return synthetic_iid(batch_size=100, n_genes=40)
+
+
+@pytest.fixture
+def kept_elsewhere(tmp_path, monkeypatch):
+    """Embeddings go to a folder of the test, and nobody waits between retries."""
+    monkeypatch.setenv("SCQBM_CACHE", str(tmp_path))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)

@@ -20,13 +20,6 @@ ACCESS = 8550.28e-6  # seconds of processor time that a mock answer reports
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "batch_size": 40}
 
 
-@pytest.fixture
-def kept_elsewhere(tmp_path, monkeypatch):
-    """Embeddings go to a folder of the test, and nobody waits between retries."""
-    monkeypatch.setenv("SCQBM_CACHE", str(tmp_path))
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-
-
 class Listing(dimod.Sampler):
     """Draws at inverse temperature ``beta`` by listing all states."""
 

@@ -17,7 +17,6 @@ from qpu_helpers import (
     annealed,
     as_bqm,
     assert_right_moments,
-    kept_elsewhere,  # noqa: F401  (a fixture)
     make_rbm,
     moments,
     settled,

@@ -12,7 +12,6 @@ from helpers import assert_one_sentence, seeded
 from qpu_helpers import (
     ACCESS,
     MockChip,
-    kept_elsewhere,  # noqa: F401  (a fixture)
     late,
     later,
     make_rbm,

@@ -10,7 +10,6 @@ from qpu_helpers import (
     MockChip,
     annealed,
     as_bqm,
-    kept_elsewhere,  # noqa: F401  (a fixture)
     make_rbm,
     shattered,
 )

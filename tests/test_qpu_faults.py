@@ -14,7 +14,6 @@ from qpu_helpers import (
     MockChip,
     empty,
     histogram,
-    kept_elsewhere,  # noqa: F401  (a fixture)
     lacking,
     late,
     later,

@@ -11,7 +11,6 @@ from helpers import assert_hidden, assert_one_sentence, seeded
 from qpu_helpers import (
     QUIET,
     MockChip,
-    kept_elsewhere,  # noqa: F401  (a fixture)
     make_rbm,
     tiny_model,
 )

@@ -13,7 +13,6 @@ from qpu_helpers import (
     QUIET,
     MockChip,
     annealed,
-    kept_elsewhere,  # noqa: F401  (a fixture)
     later,
     make_rbm,
     partial,
