@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from scvi.module.base import BaseModuleClass
+from scvi.module.base import BaseModuleClass, LossOutput
 from scvi.train import Trainer, TrainingPlan
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from scqbm._checks import amount
@@ -106,6 +108,25 @@ class BoltzmannPlanMixin(_Plan):
         falling = _Falling(min(self.n_epochs_constant_lr, 0.75 * epochs), epochs)
         scheduler = LambdaLR(config["optimizer"], falling)
         return config | {"lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict, mode: str) -> None:
+        """The plan's; numbers beside the ELBO are logged here, so that ranks can sync them.
+
+        scvi-tools logs in inference mode, whose tensors DDP cannot average.
+        """
+        extra = loss_output.extra_metrics
+        terms = {k: v for k, v in extra.items() if isinstance(v, Tensor) and v.dim() == 0}
+        rest = {k: v for k, v in extra.items() if k not in terms}
+        super().compute_and_log_metrics(replace(loss_output, extra_metrics=rest), metrics, mode)
+        for name, value in terms.items():
+            self.log(
+                f"{name}_{mode}",
+                value,
+                on_step=self.on_step,
+                on_epoch=self.on_epoch,
+                batch_size=loss_output.n_obs_minibatch,
+                sync_dist=self.use_sync_dist,
+            )
 
     def on_train_epoch_start(self) -> None:
         """The monitor renames the networks' rate if groups are two: keep scvi-tools' name."""
