@@ -4,12 +4,16 @@ The models are small, and two threads would wait for each other on a busy machin
 """
 
 import os
+import sys
 
-# before torch and numba are imported; numba (scanpy) would otherwise raise torch's number again
-for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
+import pytest
 
-import pytest  # noqa: E402
+# before torch is imported, and numba (scanpy), which would raise torch's number again
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "numba" in sys.modules:  # by a plug-in of pytest: its number may no longer come from outside
+    sys.modules["numba"].set_num_threads(1)
+else:
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="module")
