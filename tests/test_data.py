@@ -45,7 +45,9 @@ def test_load_reads_what_is_available(folder):
         load("notes")
 
 
-@pytest.mark.parametrize("file", sorted(Path(_files.__file__).parent.glob("*.py")), ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "file", sorted(Path(_files.__file__).parent.glob("*.py")), ids=lambda f: f.name
+)
 def test_scanpy_is_not_imported_with_the_file(file):
     # at the top level: scvi-tools 1.5 imports it by itself, so that sys.modules cannot tell
     for node in ast.parse(file.read_text()).body:

@@ -15,7 +15,18 @@ from scqbm import QBMVI
 
 SOURCE = Path(scqbm.__file__).parent
 # From the ground up: a room imports from those before it only.
-FLOORS = ["_checks", "ising", "pl", "data", "prior", "samplers", "module", "train", "model"]
+FLOORS = [
+    "_rich",
+    "_checks",
+    "ising",
+    "pl",
+    "data",
+    "prior",
+    "samplers",
+    "module",
+    "train",
+    "model",
+]
 FLOORS += ["benchmark", "demo"]
 FILES = sorted(SOURCE.rglob("*.py"))
 
