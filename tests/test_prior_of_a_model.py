@@ -12,6 +12,7 @@ from small_models import (
 )
 
 from scqbm.ising import all_states
+from scqbm.model import decode
 from scqbm.samplers import Draws, ExactSampler, GibbsSampler, Sampler, SamplerError
 
 
@@ -170,6 +171,19 @@ def test_cells_by_mask_by_position_and_from_the_end():
 def test_cells_that_are_not_there(method, cells, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         getattr(trained(epochs=1), method)(indices=cells)
+
+
+def test_decoding_needs_a_cell_for_each_code():
+    model = trained(epochs=1)
+    codes = model.sample_prior(3)
+    assert decode(model, codes, [0, -1, 5]).shape == (3, 30)
+    for like, message in (
+        ([0, 1], "must name one cell for each of the 3 codes, not 2"),
+        (None, "must be a Boolean mask or a list of integers"),
+    ):
+        with pytest.raises(ValueError, match=f"^`like` {message}") as caught:
+            decode(model, codes, like)
+        assert_one_sentence(caught.value)
 
 
 # -- log Z ----------------------------------------------------------------------------------------

@@ -64,6 +64,10 @@ def decode(
         positive("library_size", library_size)
     if dataloader is None:
         cells = which_cells(model.adata.n_obs, like, "like")
+        if len(cells) != len(codes):
+            raise ValueError(
+                f"`like` must name one cell for each of the {len(codes)} codes, not {len(cells)}."
+            )
         loader = model._make_data_loader(model.adata, indices=cells, batch_size=batch_size)
     else:
         loader = _repeated(dataloader, len(codes))
