@@ -23,6 +23,7 @@ FLOORS = [
     "data",
     "prior",
     "samplers",
+    "likelihood",
     "module",
     "train",
     "model",

@@ -121,6 +121,16 @@ def test_energies_keep_their_digits(adata, monkeypatch, precision, family):
     assert model.module.prior.negatives.dtype == calls[0]
 
 
+def test_a_trained_model_trains_on_in_training_mode(adata):
+    """scvi-tools leaves it in evaluation mode: no dropout, and batch norm does not learn."""
+    model, modes = make(adata), []
+    model.train(1, **QUIET)
+    encoder = model.module.z_encoder
+    encoder.register_forward_hook(lambda module, *_: modes.append(module.training))
+    model.train(1, **QUIET)
+    assert modes[0] and not model.module.training
+
+
 # -- slow ---------------------------------------------------------------------------------------
 
 

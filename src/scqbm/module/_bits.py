@@ -81,6 +81,20 @@ class BitPosterior(Distribution):
         return BitPosterior(self.probs.expand(batch_shape), validate_args=False)
 
 
+class GeneDropout(nn.Dropout):
+    """Dropout of the genes that are not 0, to which alone it makes a difference: faster."""
+
+    def forward(self, genes: Tensor) -> Tensor:
+        """Hide each gene of each cell with probability ``p``, and scale the others up."""
+        if not self.training or self.p == 0:
+            return genes
+        seen = genes / (1 - self.p)
+        where = genes.nonzero()
+        hidden = where[torch.rand(len(where), device=genes.device) < self.p]
+        seen[tuple(hidden.T)] = 0
+        return seen
+
+
 class BitEncoder(nn.Module):
     """SCVI's encoder whose mean is read as the log-odds of bits.
 
@@ -121,7 +135,7 @@ class BitEncoder(nn.Module):
         n_genes: int | None = None,
     ):
         super().__init__()
-        self.input_dropout = nn.Dropout(input_dropout)
+        self.input_dropout = GeneDropout(input_dropout)
         self.n_genes = sys.maxsize if n_genes is None else n_genes
         self.encoder = encoder
         self.mean_encoder = mean_encoder
@@ -136,7 +150,9 @@ class BitEncoder(nn.Module):
     def forward(self, x: Tensor, *cat_list: Tensor) -> tuple[BitPosterior, Tensor]:
         """Posterior and one draw of the bits."""
         genes, covariates = x[..., : self.n_genes], x[..., self.n_genes :]
-        seen = torch.cat([self.input_dropout(genes), covariates], -1)
+        seen = self.input_dropout(genes)
+        if covariates.shape[-1] > 0:
+            seen = torch.cat([seen, covariates], -1)
         head = self.mean_encoder(self.encoder(seen, *cat_list))
         logits = _GAIN * (head if head.dtype == torch.float64 else head.float())
         qz = BitPosterior(logits.sigmoid(), validate_args=False)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
 
 from scqbm._checks import one_of, positive
+from scqbm.likelihood import sparse
 from scqbm.module._bits import RELAXATIONS, BitEncoder, BitPosterior, Relaxation
 from scqbm.module._boltzmann import BoltzmannMixin
 from scqbm.module._defaults import Defaults, check_family
@@ -201,6 +202,8 @@ class QBVAE(BoltzmannMixin, VAE):
         if chosen.decoder_dropout > 0:
             for layer in self.decoder.px_decoder.fc_layers:
                 layer[-1] = nn.Dropout(chosen.decoder_dropout)  # SCVI leaves this place empty
+        if gene_likelihood != "zinb":
+            self.decoder.px_dropout_decoder.register_forward_pre_hook(_no_cells)
         self.chosen = chosen  # what the defaults came to
         self.batch_mixing = chosen.batch_mixing
         self.entropy_bonus = chosen.entropy_bonus
@@ -228,6 +231,24 @@ class QBVAE(BoltzmannMixin, VAE):
             MODULE_KEYS.QL_KEY: None,
             MODULE_KEYS.LIBRARY_KEY: library,
         }
+
+    @auto_move_data
+    def generative(
+        self,
+        z: Tensor,
+        library: Tensor,
+        batch_index: Tensor,
+        cont_covs: Tensor | None = None,
+        cat_covs: Tensor | None = None,
+        size_factor: Tensor | None = None,
+        y: Tensor | None = None,
+        transform_batch: Tensor | None = None,
+    ) -> dict[str, Distribution | None]:
+        """SCVI's, with counts whose log-probability is fast."""
+        out = super().generative(
+            z, library, batch_index, cont_covs, cat_covs, size_factor, y, transform_batch
+        )
+        return out | {MODULE_KEYS.PX_KEY: sparse(out[MODULE_KEYS.PX_KEY])}
 
     @unsupported_if_adata_minified
     def loss(
@@ -309,3 +330,8 @@ class QBVAE(BoltzmannMixin, VAE):
             passes.append(log_weight.reshape(n, -1))
         log_likelihood = torch.cat(passes).logsumexp(0) - math.log(n_mc_samples)
         return log_likelihood.mean().item() if return_mean else log_likelihood.cpu()
+
+
+def _no_cells(layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    """Spares the decoder's head of extra zeros its work where the likelihood has none."""
+    return inputs[0][:0]

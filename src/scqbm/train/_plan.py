@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,9 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from scvi.module.base import BaseModuleClass, LossOutput
 from scvi.train import Trainer, TrainingPlan
 from torch import Tensor
+from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric, Metric
 
 from scqbm._checks import amount
 from scqbm.samplers import Sampler
@@ -72,6 +75,7 @@ class BoltzmannPlanMixin(_Plan):
             amount("prior_lr", prior_lr)
         self.negative_phase = NegativePhase(sampler, n_negatives, sample_every)
         super().__init__(module, *args, **kwargs)
+        self._logged: set[str] = set()  # sums that Lightning knows of in this epoch
         self.n_epochs_constant_lr = n_epochs_constant_lr
         if prior_lr is None and self.optimizer_name != "Custom" and self.lr > MAX_PRIOR_LR:
             prior_lr = MAX_PRIOR_LR
@@ -84,7 +88,7 @@ class BoltzmannPlanMixin(_Plan):
 
     def get_optimizer_creator(self):
         """The plan's optimizer; the prior is a second group of it if its learning rate differs."""
-        create = super().get_optimizer_creator()
+        create = _fused(super().get_optimizer_creator())
         if self.prior_lr is None:
             return create
 
@@ -110,31 +114,85 @@ class BoltzmannPlanMixin(_Plan):
         return config | {"lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict, mode: str) -> None:
-        """The plan's; numbers beside the ELBO are logged here, so that ranks can sync them.
+        """The plan's; numbers beside the ELBO are averaged as the ELBO is, by a metric each.
 
-        scvi-tools logs in inference mode, whose tensors DDP cannot average.
+        scvi-tools would log them one by one at each step, in inference mode, whose tensors DDP
+        cannot average.
         """
-        extra = loss_output.extra_metrics
+        extra, n = loss_output.extra_metrics, loss_output.n_obs_minibatch
         terms = {k: v for k, v in extra.items() if isinstance(v, Tensor) and v.dim() == 0}
-        rest = {k: v for k, v in extra.items() if k not in terms}
-        super().compute_and_log_metrics(replace(loss_output, extra_metrics=rest), metrics, mode)
         for name, value in terms.items():
-            self.log(
+            mean = f"mean_{name}_{mode}"
+            if not hasattr(self, mean):
+                setattr(self, mean, MeanMetric().to(value.device))
+            metric = getattr(self, mean)
+            metric.update(value.detach(), n)
+            self._log_once(
                 f"{name}_{mode}",
-                value,
+                metric,
+                metric_attribute=mean,
                 on_step=self.on_step,
                 on_epoch=self.on_epoch,
-                batch_size=loss_output.n_obs_minibatch,
-                sync_dist=self.use_sync_dist,
+                batch_size=n,
             )
+        rest = {k: v for k, v in extra.items() if k not in terms}
+        super().compute_and_log_metrics(replace(loss_output, extra_metrics=rest), metrics, mode)
+
+    def log_dict(self, dictionary: Any, *args, **kwargs) -> None:
+        """Lightning's; metrics, which add up by themselves, are handed over once an epoch."""
+        rest = {}
+        for name, value in dictionary.items():
+            if isinstance(value, Metric) and not args:
+                self._log_once(name, value, **kwargs)
+            else:
+                rest[name] = value
+        if rest:
+            super().log_dict(rest, *args, **kwargs)
+
+    def _log_once(self, name: str, metric: Metric, **kwargs) -> None:
+        """Hand a metric to Lightning, unless it knows it: it asks for the value at the end."""
+        if name not in self._logged or kwargs.get("on_step"):
+            self.log(name, metric, **kwargs)
+            self._logged.add(name)
+
+    def on_fit_start(self) -> None:
+        """Train in training mode, also a model that was trained before.
+
+        scvi-tools leaves a trained model in evaluation mode, and Lightning keeps the mode it finds
+        (since 2.2). A query model stays as scvi-tools has it.
+        """
+        super().on_fit_start()
+        if prior_of(self).learns:
+            self.module.train()
+
+    def on_validation_epoch_start(self) -> None:
+        """A new epoch of sums."""
+        super().on_validation_epoch_start()
+        self._logged.clear()
 
     def on_train_epoch_start(self) -> None:
         """The monitor renames the networks' rate if groups are two: keep scvi-tools' name."""
         super().on_train_epoch_start()
+        self._logged.clear()
         optimizer = self.trainer.optimizers[0]
         monitored = any(isinstance(c, LearningRateMonitor) for c in self.trainer.callbacks)
         if monitored and len(optimizer.param_groups) > 1:
             self.log(f"lr-{type(optimizer).__name__}", optimizer.param_groups[0]["lr"])
+
+
+def _fused(create: Callable[[Any], Optimizer]) -> Callable[[Any], Optimizer]:
+    """The same optimizer; Adam then updates all parameters in one pass over memory."""
+
+    def creator(params):
+        optimizer = create(params)
+        if type(optimizer) in (Adam, AdamW):
+            for group in optimizer.param_groups:
+                devices = {p.device.type for p in group["params"]}
+                # set here, not in Adam's arguments, with which Lightning refuses to clip gradients
+                group["fused"] = devices <= {"cpu", "cuda"}
+        return optimizer
+
+    return creator
 
 
 class _Falling:
