@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
@@ -29,6 +30,7 @@ class BitPosterior(Distribution):
 
     def __init__(self, probs: Tensor, validate_args: bool | None = None):
         self.probs = probs
+        self._entropy: Tensor | None = None
         super().__init__(probs.shape, validate_args=validate_args)
 
     @property
@@ -72,9 +74,11 @@ class BitPosterior(Distribution):
         return value * p.log() + (1 - value) * (-p).log1p()
 
     def entropy(self) -> Tensor:
-        """Element-wise entropy in nats."""
-        p = self.probs.clamp(_EPS, 1 - _EPS)
-        return -(p * p.log() + (1 - p) * (-p).log1p())
+        """Element-wise entropy in nats; computed once, as the KL and the bonus both need it."""
+        if self._entropy is None:
+            p = self.probs.clamp(_EPS, 1 - _EPS)
+            self._entropy = -(p * p.log() + (1 - p) * (-p).log1p())
+        return self._entropy
 
     def expand(self, batch_shape: torch.Size, _instance=None) -> BitPosterior:
         """The same bits broadcast to ``batch_shape``."""
@@ -82,17 +86,25 @@ class BitPosterior(Distribution):
 
 
 class GeneDropout(nn.Dropout):
-    """Dropout of the genes that are not 0, to which alone it makes a difference: faster."""
+    """Dropout of all genes of all cells, by a cheaper mask than torch's."""
 
     def forward(self, genes: Tensor) -> Tensor:
         """Hide each gene of each cell with probability ``p``, and scale the others up."""
         if not self.training or self.p == 0:
             return genes
-        seen = genes / (1 - self.p)
-        where = genes.nonzero()
-        hidden = where[torch.rand(len(where), device=genes.device) < self.p]
-        seen[tuple(hidden.T)] = 0
-        return seen
+        return (genes * _seen(genes, self.p)).div_(1 - self.p)
+
+
+@torch.compiler.disable
+def _seen(genes: Tensor, p: float) -> Tensor:
+    """A byte for each gene of each cell: 0 with probability ``p``, else 1."""
+    if genes.device.type != "cpu":
+        return (torch.rand(genes.shape, device=genes.device) >= p).view(torch.uint8)
+    # On a CPU, numpy draws 16 random bits in a tenth of the time that torch takes for one of its
+    # numbers; torch seeds them, so that its seed fixes them too.
+    seed, n = int(torch.randint(2**62, ())), genes.numel()
+    bits = np.random.SFC64(seed).random_raw(-(-n // 4)).view(np.uint16)[:n]
+    return torch.from_numpy(bits >= round(p * 2**16)).view(torch.uint8).view(genes.shape)
 
 
 class BitEncoder(nn.Module):

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from scvi.module.base import BaseModuleClass, LossOutput
+from scvi.module.base import BaseModuleClass
 from scvi.train import Trainer, TrainingPlan
-from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric, Metric
 
 from scqbm._checks import amount
 from scqbm.samplers import Sampler
+from scqbm.train._epoch_means import EpochMeansMixin
 from scqbm.train._negative_phase import NegativePhase, prior_of
 
 DEFAULT_LR = 3e-3
 MAX_PRIOR_LR = 1e-3
 
-if TYPE_CHECKING:  # what the mixin is mixed into
-    from scvi.train import TrainingPlan as _Plan
-else:
-    _Plan = object
 
-
-class BoltzmannPlanMixin(_Plan):
+class BoltzmannPlanMixin(EpochMeansMixin):
     """Brings the negative phase to any training plan of scvi-tools.
 
     Inherit from it before the plan: ``class MyPlan(BoltzmannPlanMixin, TrainingPlan)``. The plan's
@@ -75,7 +68,6 @@ class BoltzmannPlanMixin(_Plan):
             amount("prior_lr", prior_lr)
         self.negative_phase = NegativePhase(sampler, n_negatives, sample_every)
         super().__init__(module, *args, **kwargs)
-        self._logged: set[str] = set()  # sums that Lightning knows of in this epoch
         self.n_epochs_constant_lr = n_epochs_constant_lr
         if prior_lr is None and self.optimizer_name != "Custom" and self.lr > MAX_PRIOR_LR:
             prior_lr = MAX_PRIOR_LR
@@ -113,48 +105,6 @@ class BoltzmannPlanMixin(_Plan):
         scheduler = LambdaLR(config["optimizer"], falling)
         return config | {"lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
-    def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict, mode: str) -> None:
-        """The plan's; numbers beside the ELBO are averaged as the ELBO is, by a metric each.
-
-        scvi-tools would log them one by one at each step, in inference mode, whose tensors DDP
-        cannot average.
-        """
-        extra, n = loss_output.extra_metrics, loss_output.n_obs_minibatch
-        terms = {k: v for k, v in extra.items() if isinstance(v, Tensor) and v.dim() == 0}
-        for name, value in terms.items():
-            mean = f"mean_{name}_{mode}"
-            if not hasattr(self, mean):
-                setattr(self, mean, MeanMetric().to(value.device))
-            metric = getattr(self, mean)
-            metric.update(value.detach(), n)
-            self._log_once(
-                f"{name}_{mode}",
-                metric,
-                metric_attribute=mean,
-                on_step=self.on_step,
-                on_epoch=self.on_epoch,
-                batch_size=n,
-            )
-        rest = {k: v for k, v in extra.items() if k not in terms}
-        super().compute_and_log_metrics(replace(loss_output, extra_metrics=rest), metrics, mode)
-
-    def log_dict(self, dictionary: Any, *args, **kwargs) -> None:
-        """Lightning's; metrics, which add up by themselves, are handed over once an epoch."""
-        rest = {}
-        for name, value in dictionary.items():
-            if isinstance(value, Metric) and not args:
-                self._log_once(name, value, **kwargs)
-            else:
-                rest[name] = value
-        if rest:
-            super().log_dict(rest, *args, **kwargs)
-
-    def _log_once(self, name: str, metric: Metric, **kwargs) -> None:
-        """Hand a metric to Lightning, unless it knows it: it asks for the value at the end."""
-        if name not in self._logged or kwargs.get("on_step"):
-            self.log(name, metric, **kwargs)
-            self._logged.add(name)
-
     def on_fit_start(self) -> None:
         """Train in training mode, also a model that was trained before.
 
@@ -165,15 +115,9 @@ class BoltzmannPlanMixin(_Plan):
         if prior_of(self).learns:
             self.module.train()
 
-    def on_validation_epoch_start(self) -> None:
-        """A new epoch of sums."""
-        super().on_validation_epoch_start()
-        self._logged.clear()
-
     def on_train_epoch_start(self) -> None:
         """The monitor renames the networks' rate if groups are two: keep scvi-tools' name."""
         super().on_train_epoch_start()
-        self._logged.clear()
         optimizer = self.trainer.optimizers[0]
         monitored = any(isinstance(c, LearningRateMonitor) for c in self.trainer.callbacks)
         if monitored and len(optimizer.param_groups) > 1:
