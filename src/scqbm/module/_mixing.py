@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 # Widths of the kernel in units of the mean squared distance. The narrow ones compare codes with
 # their neighbours only, so that cell types of one batch are not dragged to those of another.
@@ -32,23 +33,54 @@ def batch_discrepancy(codes: Tensor, batch: Tensor, n_batch: int) -> Tensor:
     n_batch
         Number of batches; those with fewer than two cells here (or outside) do not count.
     """
-    n = len(codes)
-    norm = codes.square().sum(-1)
-    squared = (norm.unsqueeze(1) + norm - 2 * codes @ codes.T).clamp(min=0)
-    unit = squared.detach().mean().clamp(min=1e-12)
-    kernel = sum(torch.exp(-squared / (2 * width * unit)) for width in BANDWIDTHS)
-    kernel = kernel - kernel.diagonal().diag()
-    member = one_hot(batch.flatten().long(), n_batch).to(kernel.dtype)
-    inside = member.sum(0)
-    outside = n - inside
-    towards = kernel @ member  # summed similarity of each cell to each batch
-    within = (member * towards).sum(0)
-    across = towards.sum(0) - within
-    elsewhere = kernel.sum() - within - 2 * across
-    squared_mmd = (
-        within / (inside * (inside - 1)).clamp(min=1)
-        + elsewhere / (outside * (outside - 1)).clamp(min=1)
-        - 2 * across / (inside * outside).clamp(min=1)
-    )
+    return _Discrepancy.apply(codes, _weights(batch.flatten().long(), n_batch))
+
+
+def _weights(batch: Tensor, n_batch: int) -> Tensor:
+    """What the similarity of each pair of cells counts, twice for a pair of different cells.
+
+    With ``n`` cells of a batch inside, ``m`` outside, and the batch's share ``w`` of all cells, a
+    pair inside counts ``w / (n (n - 1))``, a pair outside ``w / (m (m - 1))``, and a pair across
+    ``-w / (n m)``. Summed over batches, that is a constant, one term for each of the two cells, and
+    one term more if they are of the same batch.
+    """
+    inside = torch.bincount(batch, minlength=n_batch).double()
+    outside = len(batch) - inside
     counts = (inside > 1) & (outside > 1)
-    return torch.where(counts, inside / n * squared_mmd, 0.0).sum()
+    share = torch.where(counts, inside / len(batch), 0.0)
+    within = share / (inside * (inside - 1)).clamp(min=1)
+    elsewhere = share / (outside * (outside - 1)).clamp(min=1)
+    across = share / (inside * outside).clamp(min=1)
+    of_cell = (elsewhere + across)[batch]
+    of_same = (within + elsewhere + 2 * across)[batch]
+    weights = (batch.unsqueeze(1) == batch) * of_same
+    weights += elsewhere.sum() - of_cell - of_cell.unsqueeze(1)
+    return weights.fill_diagonal_(0.0)
+
+
+class _Discrepancy(Function):
+    """Weighted sum of the similarities of all pairs, with its gradient at once: few operations."""
+
+    @staticmethod
+    def forward(ctx, codes: Tensor, weights: Tensor) -> Tensor:
+        """``weights`` is symmetric."""
+        weights = weights.to(codes.dtype)
+        norm = codes.square().sum(-1)
+        squared = torch.addmm(norm, codes, codes.T, alpha=-2).add_(norm.unsqueeze(1)).clamp_(min=0)
+        unit = squared.mean().clamp(min=1e-12)
+        total, slope = codes.new_zeros(()), torch.zeros_like(squared)
+        for width in BANDWIDTHS:
+            scale = -1 / (2 * width * unit)
+            similar = (squared * scale).exp_().mul_(weights)
+            total += similar.sum()
+            slope.addcmul_(similar, scale)
+        if ctx.needs_input_grad[0]:  # each pair moves both its cells, and stands in both orders
+            ctx.save_for_backward(4 * (slope.sum(-1, keepdim=True) * codes - slope @ codes))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        """Gradient of the codes."""
+        (of_codes,) = ctx.saved_tensors
+        return grad * of_codes, None
