@@ -197,8 +197,11 @@ def save(name, rows):
     old = pd.read_csv(path, dtype={"n_latent": str}) if path.exists() else new.iloc[:0]
     keys = [key for key in keys if key in new and key in old]
     if len(old) and len(keys) >= 5:
-        same = old[keys].astype(str).agg("|".join, axis=1).isin(
-            new[keys].astype(str).agg("|".join, axis=1)
+        same = (
+            old[keys]
+            .astype(str)
+            .agg("|".join, axis=1)
+            .isin(new[keys].astype(str).agg("|".join, axis=1))
         )
         new = pd.concat([old[~same], new])
     path.parent.mkdir(exist_ok=True)

@@ -23,7 +23,7 @@ class SparseNegativeBinomial(NegativeBinomial):
     @torch.compiler.disable
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of each count."""
-        at = _non_zeros(self, value, self.mu)
+        at = _non_zeros(value, self.mu)
         if at is None:
             return super().log_prob(value)
         mu, theta = _precise(self.mu, self.theta)
@@ -36,7 +36,7 @@ class SparseZeroInflatedNegativeBinomial(ZeroInflatedNegativeBinomial):
     @torch.compiler.disable
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of each count."""
-        at = _non_zeros(self, value, self.mu)
+        at = _non_zeros(value, self.mu)
         if at is None:
             return super().log_prob(value)
         mu, theta, logits = _precise(self.mu, self.theta, self.zi_logits)
@@ -49,7 +49,7 @@ class SparsePoisson(Poisson):
     @torch.compiler.disable
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of each count."""
-        at = _non_zeros(self, value, self.rate)
+        at = _non_zeros(value, self.rate)
         if at is None:
             return super().log_prob(value)
         return PoissonLogProb.apply(*_precise(self.rate), at)
@@ -69,16 +69,19 @@ def sparse(px: Distribution) -> Distribution:
     return px
 
 
-def _non_zeros(px: Distribution, value: Tensor, mean: Tensor) -> NonZeros | None:
+def _non_zeros(value: Tensor, mean: Tensor) -> NonZeros | None:
     """The non-zero counts; ``None`` where scvi-tools' own code is to be used."""
-    if value.layout != torch.strided or value.shape != mean.shape[-value.dim() :]:
+    if (
+        value.layout != torch.strided
+        or value.dim() != 2
+        or value.shape != mean.shape[-value.dim() :]
+    ):
         return None
     if value.device.type == "mps":  # scvi-tools has its own ways around what is missing there
         return None
     at = NonZeros(value)
     # scvi-tools' code says what is wrong with values that are no counts
-    counts = bool(px.support.check(at.values).all())
-    return at if counts and at.density <= _DENSE else None
+    return at if at.are_counts() and at.density <= _DENSE else None
 
 
 def _precise(*parameters: Tensor) -> tuple[Tensor, ...]:

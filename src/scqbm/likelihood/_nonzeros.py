@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 
 from torch import Tensor
 
@@ -19,20 +18,19 @@ class NonZeros:
 
     def __init__(self, x: Tensor):
         self.size = x.numel()
-        self.n_genes = x.shape[-1]
-        flat = x.reshape(-1)
-        self.where = flat.nonzero().squeeze(1)
-        self.values = flat[self.where]
+        where = x.nonzero()
+        self.gene = where[:, -1].contiguous()
+        self.where = self.gene + where[:, 0] * x.shape[-1]
+        self.values = x.reshape(-1)[self.where]
 
     @property
     def density(self) -> float:
         """Share of the counts that are not zero."""
         return len(self.where) / max(self.size, 1)
 
-    @cached_property
-    def gene(self) -> Tensor:
-        """Gene of each of these counts."""
-        return self.where % self.n_genes
+    def are_counts(self) -> bool:
+        """Whether all values are positive integers."""
+        return bool(((self.values > 0) & (self.values == self.values.floor())).all())
 
     def of(self, parameter: Tensor) -> Tensor:
         """A parameter at these counts, one row for each draw; a vector holds one value a gene."""

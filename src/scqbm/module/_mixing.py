@@ -37,11 +37,11 @@ def batch_discrepancy(codes: Tensor, batch: Tensor, n_batch: int) -> Tensor:
 
 
 def _weights(batch: Tensor, n_batch: int) -> Tensor:
-    """What the similarity of each pair of cells counts, twice for a pair of different cells.
+    """What the similarity of each pair of cells counts; each pair stands in both orders.
 
-    With ``n`` cells of a batch inside, ``m`` outside, and the batch's share ``w`` of all cells, a
+    Let a batch have ``n`` cells here, with ``m`` cells outside it, and the share ``w`` of all. A
     pair inside counts ``w / (n (n - 1))``, a pair outside ``w / (m (m - 1))``, and a pair across
-    ``-w / (n m)``. Summed over batches, that is a constant, one term for each of the two cells, and
+    ``-w / (n m)``. Summed over batches, that is a constant, a term for each of the two cells, and
     one term more if they are of the same batch.
     """
     inside = torch.bincount(batch, minlength=n_batch).double()
