@@ -162,18 +162,40 @@ def test_a_compiled_module_sees_each_steps_negatives(adata):
 DDP = """
 import os, sys
 import scvi, torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from scvi.data import synthetic_iid
 from scqbm import QBMVI
+from scqbm.samplers import GibbsSampler
+
+
+class Paid(GibbsSampler):
+    asked_once, queries, fails_at = True, 0, None
+
+    def sample(self, *args, **kwargs):
+        self.queries += 1
+        if self.queries == self.fails_at:
+            raise ConnectionError("the machine is down")
+        return super().sample(*args, **kwargs)
+
 
 if __name__ == "__main__":
+    folder, devices, paid, resume = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:]
+    sampler = GibbsSampler() if paid == "no" else Paid()
+    sampler.fails_at = 3 if paid == "fails" else None
     scvi.settings.seed = 0
+    scvi.settings.logging_dir = folder
     adata = synthetic_iid(batch_size=100, n_genes=40)
     QBMVI.setup_anndata(adata, batch_key="batch")
     model = QBMVI(adata, n_latent=8, n_hidden=16)
     before = model.module.prior.coupling.detach().clone()
+    saver = ModelCheckpoint(
+        folder, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True
+    )
     model.train(
-        2, accelerator="cpu", devices=2, strategy="ddp_find_unused_parameters_true",
-        enable_progress_bar=False, batch_size=32,
+        4 if resume else 2, accelerator="cpu", devices=devices, sampler=sampler,
+        strategy="ddp_find_unused_parameters_true" if devices > 1 else "auto",
+        enable_progress_bar=False, batch_size=32, callbacks=[saver], check_val_every_n_epoch=1,
+        enable_checkpointing=True, ckpt_path=resume[0] if resume else None,
     )
     prior = model.module.prior
     rank = os.environ.get("LOCAL_RANK", "0")
@@ -181,28 +203,62 @@ if __name__ == "__main__":
         {
             "before": before,
             "negatives": prior.negatives,
-            "weights": dict(model.module.named_parameters()) | {"log_z": prior.log_z},
+            "queries": getattr(sampler, "queries", None),
+            "epochs": len(model.history["elbo_train"]),
+            "weights": dict(model.module.named_parameters())
+            | {"log_z": prior.log_z, "log_z_error": prior.log_z_error},
         },
-        os.path.join(sys.argv[1], f"rank{rank}.pt"),
+        os.path.join(folder, f"rank{rank}.pt"),
     )
 """
 
 
-@pytest.mark.slow
-def test_two_processes_share_weights_but_not_chains(tmp_path):
-    script = tmp_path / "train.py"
+def in_processes(folder, devices, *arguments):
+    """Run the script; what each process saved, or what the failed run said."""
+    script = folder / "train.py"
     script.write_text(DDP)
     env = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK")}
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
-        cwd=tmp_path,
+        [sys.executable, str(script), str(folder), str(devices), *arguments],
+        cwd=folder,
         env={**env, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    first, second = (torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in (0, 1))
+    if done.returncode:
+        return done.stderr
+    return [torch.load(folder / f"rank{i}.pt", weights_only=True) for i in range(devices)]
+
+
+@pytest.mark.slow
+def test_two_processes_share_weights_and_log_z_but_not_chains(tmp_path):
+    first, second = in_processes(tmp_path, 2, "no")
     assert not torch.equal(first["negatives"], second["negatives"])
     assert_same_state(first["weights"], second["weights"])
     assert not torch.equal(first["weights"]["prior.coupling"], first["before"])
+
+
+@pytest.mark.slow
+def test_a_paid_machine_is_asked_by_one_process_for_all(tmp_path):
+    first, second = in_processes(tmp_path, 2, "yes")
+    assert first["queries"] > 0 and second["queries"] == 0
+    assert torch.equal(first["negatives"], second["negatives"])
+    assert_same_state(first["weights"], second["weights"])
+
+
+@pytest.mark.slow
+def test_the_failure_of_a_paid_machine_ends_all_processes(tmp_path):
+    said = in_processes(tmp_path, 2, "fails")
+    assert "`sampler` Paid failed at step 2: ConnectionError: the machine is down" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_resume_with_another_number_of_processes(tmp_path, before, after):
+    in_processes(tmp_path, before, "no")
+    ranks = in_processes(tmp_path, after, "no", str(tmp_path / "epoch=1.ckpt"))
+    assert all(rank["epochs"] >= 2 and rank["weights"]["log_z"].isfinite() for rank in ranks)
+    assert_same_state(ranks[0]["weights"], ranks[-1]["weights"])
+    chains = [rank["negatives"] for rank in ranks]
+    assert after == 1 or not torch.equal(*chains)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,12 @@ from scqbm.model._latent_mixin import LatentMixin
 from scqbm.model._prior_mixin import BoltzmannPriorMixin
 from scqbm.module import QBVAE, Relaxation
 from scqbm.samplers import Sampler, SamplerError
-from scqbm.train import QBMTrainingPlan, plan_arguments
+from scqbm.train import (
+    Checkpoints,
+    QBMTrainingPlan,
+    check_checkpoint,
+    plan_arguments,
+)
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -236,6 +242,8 @@ class QBMVI(BoltzmannPriorMixin, LatentMixin, SCVI, _WithoutData):
         *,
         sampler: Sampler | None = None,
         sample_every: int | None = None,
+        checkpoint_every: int | None = None,
+        checkpoint_dir: str | os.PathLike = "qbmvi_checkpoints",
         **trainer_kwargs,
     ) -> None:
         """Train the model.
@@ -276,10 +284,20 @@ class QBMVI(BoltzmannPriorMixin, LatentMixin, SCVI, _WithoutData):
             persistent block Gibbs chains on the model's device.
         sample_every
             Query the sampler at every so many training steps (default 1).
+        checkpoint_every
+            Write ``last.ckpt`` to ``checkpoint_dir`` every so many steps: a training that was
+            killed loses no more, and goes on with ``ckpt_path="qbmvi_checkpoints/last.ckpt"``.
+        checkpoint_dir
+            Folder of the checkpoints.
         **trainer_kwargs
             Arguments of :class:`scvi.train.Trainer`, for example ``check_val_every_n_epoch``.
         """
         _refuse_plan_arguments(trainer_kwargs)
+        if trainer_kwargs.get("ckpt_path") is not None:
+            check_checkpoint(trainer_kwargs["ckpt_path"], self.module)
+        if checkpoint_every is not None:
+            saver = Checkpoints(checkpoint_dir, checkpoint_every)
+            trainer_kwargs["callbacks"] = [*(trainer_kwargs.get("callbacks") or ()), saver]
         given = {"sampler": sampler, "sample_every": sample_every}
         given = {name: value for name, value in given.items() if value is not None}
         if given:

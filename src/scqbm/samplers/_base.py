@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import Parameter, signature
 from typing import Any
 
@@ -48,6 +48,17 @@ class Draws:
     weights: Tensor | None = None
     info: dict[str, float] = field(default_factory=dict)
 
+    def to(self, *args: Any) -> Draws:
+        """The draws and their weights on another device or in another precision."""
+        weights = None if self.weights is None else self.weights.to(*args)
+        visible, hidden = self.visible.to(*args), self.hidden.to(*args)
+        return replace(self, visible=visible, hidden=hidden, weights=weights)
+
+    def cpu(self) -> Draws:
+        """All of it on the CPU, the state too."""
+        state = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self.state.items()}
+        return replace(self.to("cpu"), state=state)
+
 
 class Sampler(ABC):
     """Draws from the Boltzmann distribution of an RBM at temperature 1.
@@ -55,7 +66,15 @@ class Sampler(ABC):
     To write your own sampler, derive from this class and implement :meth:`sample`. The module
     :mod:`scqbm.ising` states the signs and units. If the sampler holds an access token, return
     the token from :meth:`secrets` as well, so that no error message shows it.
+
+    Attributes
+    ----------
+    asked_once
+        Whether only the first process of a training on several devices asks, for all of them, as
+        is right for a machine that is paid by the query. False by default: each process asks.
     """
+
+    asked_once: bool = False
 
     @abstractmethod
     def sample(

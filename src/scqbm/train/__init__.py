@@ -1,6 +1,14 @@
 """Training: the plan, and the negative phase that brings a sampler's draws to the prior."""
 
+from scqbm.train._checkpoints import Checkpoints, check_checkpoint
 from scqbm.train._negative_phase import NegativePhase
 from scqbm.train._plan import BoltzmannPlanMixin, QBMTrainingPlan, plan_arguments
 
-__all__ = ["BoltzmannPlanMixin", "NegativePhase", "QBMTrainingPlan", "plan_arguments"]
+__all__ = [
+    "BoltzmannPlanMixin",
+    "Checkpoints",
+    "NegativePhase",
+    "QBMTrainingPlan",
+    "check_checkpoint",
+    "plan_arguments",
+]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from scqbm.prior import Prior
+from scqbm.train._ranks import from_first_rank
 
 
 class LogZ:
@@ -48,7 +49,8 @@ class LogZ:
             return  # the end of training, right after a validation whose state may be on disk
         self._fresh = [p.clone() for p in parameters]
         self.follow(prior)  # so that following goes on from here
-        prior.set_log_partition(prior.log_partition(generator=generator))
+        estimate = from_first_rank(lambda: prior.log_partition(generator=generator))
+        prior.set_log_partition(estimate)
 
     def state_dict(self) -> dict[str, Tensor | None]:
         """What an exact resume needs."""

@@ -15,12 +15,17 @@ from scqbm.prior import Prior
 from scqbm.samplers import Draws, GibbsSampler, Sampler, SamplerError, ask, check_sampler
 from scqbm.train._log_z import LogZ
 from scqbm.train._monitor import Monitor
+from scqbm.train._ranks import from_first_rank
 
 _GAP_EVERY = 10  # steps between two comparisons of mean energies, which keeps them cheap
 
 
 class NegativePhase(Callback):
     """Asks a sampler for draws from the prior at each training step and delivers them.
+
+    On several devices, each process has chains of its own. A sampler whose draws cost money
+    (:attr:`~scqbm.samplers.Sampler.asked_once`) is asked by the first process only, and all
+    processes get its draws.
 
     It also keeps the prior's log Z current, and logs the health of the negatives every epoch:
 
@@ -165,8 +170,14 @@ class NegativePhase(Callback):
         rbm = prior.rbm().to(prior.log_z.device)
         state = None if self._draws is None else self._draws.state
         when = f" at step {step}"
-        try:
+
+        def query() -> Draws:
             return ask(self.sampler, rbm, self.n_draws, state, self._generator, when)
+
+        try:
+            if not getattr(self.sampler, "asked_once", False):
+                return query()
+            return from_first_rank(lambda: query().cpu()).to(rbm.W)
         except SamplerError as error:
             text = f"{error} The model keeps its training up to that step."
             raise SamplerError(text) from error.__cause__

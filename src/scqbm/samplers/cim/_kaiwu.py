@@ -91,6 +91,8 @@ class KaiwuSampler(IsingMachineSampler):
         Passed to the SDK's optimizer, for example ``project_no``.
     """
 
+    asked_once = True  # a paid machine
+
     def __init__(
         self,
         command: str | os.PathLike | Sequence[str],

@@ -101,6 +101,8 @@ class QPUSampler(Sampler):
         Passed to ``child.sample`` at each query, for example ``annealing_time=100``.
     """
 
+    asked_once = True  # a paid machine
+
     def __init__(
         self,
         child: dimod.Structured,

@@ -1,0 +1,98 @@
+"""The same cells from memory, from files and from collections: the same training."""
+
+import anndata
+import numpy as np
+import pytest
+import scvi
+import torch
+import zarr
+from scipy.sparse import csr_matrix
+from scvi.data import synthetic_iid
+from small_models import QUIET
+
+from scqbm import QBMVI
+
+
+def cells():
+    scvi.settings.seed = 0
+    adata = synthetic_iid(batch_size=60, n_genes=30)
+    adata.X = csr_matrix(adata.X.astype(np.float32))
+    return adata
+
+
+def as_dense(folder):
+    adata = cells()
+    adata.X = adata.X.toarray()
+    return adata
+
+
+def in_memory(folder):
+    return cells()
+
+
+def backed(folder):
+    cells().write_h5ad(folder / "cells.h5ad")
+    return anndata.read_h5ad(folder / "cells.h5ad", backed="r")
+
+
+def backed_dense(folder):
+    as_dense(folder).write_h5ad(folder / "cells.h5ad")
+    return anndata.read_h5ad(folder / "cells.h5ad", backed="r")
+
+
+def from_zarr(folder):
+    cells().write_zarr(folder / "cells.zarr")
+    group = zarr.open(folder / "cells.zarr", mode="r")
+    adata = cells()
+    return anndata.AnnData(anndata.io.sparse_dataset(group["X"]), obs=adata.obs, var=adata.var)
+
+
+def mapped(folder):
+    """A CSR matrix whose values stay on disk."""
+    adata = cells()
+    for name in ("data", "indices"):
+        np.save(folder / f"{name}.npy", getattr(adata.X, name))
+        setattr(adata.X, name, np.load(folder / f"{name}.npy", mmap_mode="r"))
+    return adata
+
+
+def trained(adata, layer=None, **kwargs):
+    scvi.settings.seed = 0
+    QBMVI.setup_anndata(adata, layer=layer, batch_key="batch")
+    model = QBMVI(adata, n_latent=6, n_hidden=16)
+    model.train(2, **kwargs, **QUIET)
+    return model
+
+
+@pytest.fixture(scope="module")
+def reference():
+    model = trained(cells())
+    return model.module.state_dict(), model.get_latent_representation(), float(model.get_elbo())
+
+
+@pytest.mark.parametrize("form", [as_dense, in_memory, backed, backed_dense, from_zarr, mapped])
+@pytest.mark.parametrize("load_sparse_tensor", [False, True])
+def test_the_form_of_the_counts_does_not_matter(tmp_path, reference, form, load_sparse_tensor):
+    if load_sparse_tensor and form in (as_dense, backed_dense):
+        pytest.skip("these counts are not sparse")
+    model = trained(form(tmp_path), load_sparse_tensor=load_sparse_tensor)
+    state, codes, elbo = reference
+    assert float(model.get_elbo()) == pytest.approx(elbo, abs=0.5)
+    if form not in (backed, backed_dense):  # scvi-tools sorts the cells of their minibatches
+        for name, value in model.module.state_dict().items():
+            torch.testing.assert_close(value, state[name], msg=name)
+        np.testing.assert_allclose(model.get_latent_representation(), codes, atol=1e-5)
+    assert np.isfinite(model.get_prior_energy()).all()
+
+
+def test_a_collection_of_files(tmp_path):
+    from anndata.experimental import AnnCollection
+    from scvi.dataloaders import CollectionAdapter
+
+    adata = cells()
+    adata.layers["counts"] = adata.X
+    parts = [adata[:60].copy(), adata[60:].copy()]
+    collection = CollectionAdapter(AnnCollection(parts, join_vars="inner", join_obs="inner"))
+    model = trained(collection, layer="counts")
+    assert model.get_latent_representation().shape == (120, 6)
+    assert np.isfinite(model.get_prior_energy()).all()
