@@ -36,14 +36,21 @@ class Checkpoints(Callback):
         self.folder = Path(folder)
         self.every = every
         self._saved = -1  # the step of the last attempt
+        self._due = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Save, if it is time."""
-        if trainer.global_step % self.every == 0:
+        """Save, if it is time; after the last step of an epoch, once the epoch has ended."""
+        self._due = trainer.global_step % self.every == 0
+        if self._due and not trainer.is_last_batch:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save, if it was time at the epoch's last step."""
+        if self._due:
             self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
