@@ -73,7 +73,7 @@ def workdir(tmp_path, monkeypatch):
 @pytest.mark.parametrize("event", ["SIGKILL", "SIGTERM"])
 def test_a_killed_training_loses_no_more_than_asked(adata, workdir, event):
     done = after(workdir, 8, event)
-    assert done.returncode != 0 and "ENDED" not in done.stdout
+    assert "ENDED" not in done.stdout
     assert 6 <= step_of("last.ckpt") <= 8
     model = make(adata)
     model.train(4, ckpt_path="last.ckpt", **QUIET)

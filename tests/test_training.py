@@ -162,7 +162,6 @@ def test_a_compiled_module_sees_each_steps_negatives(adata):
 DDP = """
 import os, sys
 import scvi, torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from scvi.data import synthetic_iid
 from scqbm import QBMVI
 from scqbm.samplers import GibbsSampler
@@ -188,14 +187,11 @@ if __name__ == "__main__":
     QBMVI.setup_anndata(adata, batch_key="batch")
     model = QBMVI(adata, n_latent=8, n_hidden=16)
     before = model.module.prior.coupling.detach().clone()
-    saver = ModelCheckpoint(
-        folder, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True
-    )
     model.train(
         4 if resume else 2, accelerator="cpu", devices=devices, sampler=sampler,
         strategy="ddp_find_unused_parameters_true" if devices > 1 else "auto",
-        enable_progress_bar=False, batch_size=32, callbacks=[saver], check_val_every_n_epoch=1,
-        enable_checkpointing=True, ckpt_path=resume[0] if resume else None,
+        enable_progress_bar=False, batch_size=32, check_val_every_n_epoch=1,
+        checkpoint_every=3, checkpoint_dir=folder, ckpt_path=resume[0] if resume else None,
     )
     prior = model.module.prior
     rank = os.environ.get("LOCAL_RANK", "0")
@@ -204,12 +200,14 @@ if __name__ == "__main__":
             "before": before,
             "negatives": prior.negatives,
             "queries": getattr(sampler, "queries", None),
-            "epochs": len(model.history["elbo_train"]),
+            "epochs": model.trainer.current_epoch,
             "weights": dict(model.module.named_parameters())
             | {"log_z": prior.log_z, "log_z_error": prior.log_z_error},
         },
         os.path.join(folder, f"rank{rank}.pt"),
     )
+    if torch.distributed.is_initialized():  # the first to end would end the other
+        torch.distributed.barrier()
 """
 
 
@@ -250,15 +248,15 @@ def test_a_paid_machine_is_asked_by_one_process_for_all(tmp_path):
 @pytest.mark.slow
 def test_the_failure_of_a_paid_machine_ends_all_processes(tmp_path):
     said = in_processes(tmp_path, 2, "fails")
-    assert "`sampler` Paid failed at step 2: ConnectionError: the machine is down" in said
+    assert "`sampler` Paid failed at step 2: " in said and "the machine is down" in said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_resume_with_another_number_of_processes(tmp_path, before, after):
     in_processes(tmp_path, before, "no")
-    ranks = in_processes(tmp_path, after, "no", str(tmp_path / "epoch=1.ckpt"))
-    assert all(rank["epochs"] >= 2 and rank["weights"]["log_z"].isfinite() for rank in ranks)
+    ranks = in_processes(tmp_path, after, "no", str(tmp_path / "last.ckpt"))
+    assert all(rank["epochs"] == 4 and rank["weights"]["log_z"].isfinite() for rank in ranks)
     assert_same_state(ranks[0]["weights"], ranks[-1]["weights"])
     chains = [rank["negatives"] for rank in ranks]
     assert after == 1 or not torch.equal(*chains)
