@@ -26,8 +26,10 @@ import numpy as np
 import pandas as pd
 import scvi
 import torch
+from scvi.model._utils import get_max_epochs_heuristic
 
 from scqbm import QBMVI
+from scqbm.train import default_epochs
 
 sys.path.insert(0, str(Path(__file__).parent / "cells"))
 from datasets import DATASETS, cells
@@ -60,7 +62,8 @@ def curve(cls, adata, batch_key, seed, epochs, lr=None):
     scvi.settings.seed = seed
     cls.setup_anndata(adata, batch_key=batch_key)
     model, watch = cls(adata), Curve()
-    epochs = epochs or default_epochs(cls, adata)
+    default = default_epochs if cls is QBMVI else get_max_epochs_heuristic
+    epochs = epochs or default(adata.n_obs)
     model.train(
         epochs,
         plan_kwargs={} if lr is None else {"lr": lr},
@@ -70,12 +73,6 @@ def curve(cls, adata, batch_key, seed, epochs, lr=None):
         accelerator="cpu",
     )
     return pd.DataFrame(watch.points, columns=["epoch", "seconds", "negative_elbo"]), epochs
-
-
-def default_epochs(cls, adata):
-    """What ``train()`` takes without being told."""
-    own = getattr(cls, "default_epochs", None)
-    return own(adata.n_obs) if own else scvi.model._utils.get_max_epochs_heuristic(adata.n_obs)
 
 
 def run(args):

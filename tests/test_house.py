@@ -115,7 +115,7 @@ def test_long_files_say_why():
         ("units drawn", r"\.uniform_\(", {"ising/_rbm.py", "samplers/_tempering.py"}),
         ("a limit on enumeration", r"^_?MAX_\w*(UNITS|BITS)\b", {"ising/_exact.py"}),
         ("a table of states", r"bitwise_right_shift", {"ising/_exact.py"}),
-        ("torch.compile's wrapper", r"_orig_mod", {"train/_negative_phase.py"}),
+        ("torch.compile's wrapper", r"_orig_mod", {"train/_compiled.py"}),
         (
             "a lower bound of an argument",
             r"must be at least \{least\}, not \{_?(value|shown)",

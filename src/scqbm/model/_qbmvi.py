@@ -21,6 +21,7 @@ from scqbm.train import (
     Checkpoints,
     QBMTrainingPlan,
     check_checkpoint,
+    default_epochs,
     plan_arguments,
 )
 
@@ -251,8 +252,8 @@ class QBMVI(BoltzmannPriorMixin, LatentMixin, SCVI, _WithoutData):
         Parameters
         ----------
         max_epochs
-            Epochs; by default scvi-tools' choice for the number of cells (400 up to 20,000 cells,
-            fewer for more).
+            Epochs; by default 600,000 divided by the number of cells, but 25 to 200, and never
+            more than scvi-tools' choice. With more, small data overfit.
         accelerator
             ``"cpu"``, ``"gpu"``, ``"mps"`` or ``"auto"``.
         devices
@@ -308,6 +309,10 @@ class QBMVI(BoltzmannPriorMixin, LatentMixin, SCVI, _WithoutData):
                     "`datamodule` must be given, since the model was made without `adata`."
                 )
             self._module_kwargs["n_cells"] = _cells_of(datamodule)
+        if max_epochs is None:
+            source = self._adata if datamodule is None else datamodule
+            n_cells = getattr(source, "n_obs", None)
+            max_epochs = None if n_cells is None else default_epochs(n_cells)
         if plan_config is not None:
             trainer_kwargs["plan_config"] = plan_config
         if trainer_config is not None:

@@ -2,7 +2,12 @@
 
 from scqbm.train._checkpoints import Checkpoints, check_checkpoint
 from scqbm.train._negative_phase import NegativePhase
-from scqbm.train._plan import BoltzmannPlanMixin, QBMTrainingPlan, plan_arguments
+from scqbm.train._plan import (
+    BoltzmannPlanMixin,
+    QBMTrainingPlan,
+    default_epochs,
+    plan_arguments,
+)
 
 __all__ = [
     "BoltzmannPlanMixin",
@@ -10,5 +15,6 @@ __all__ = [
     "NegativePhase",
     "QBMTrainingPlan",
     "check_checkpoint",
+    "default_epochs",
     "plan_arguments",
 ]

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from scqbm._checks import at_least
+from scqbm.train._compiled import plain_names
 
 NAME = "last.ckpt"
 
@@ -90,7 +91,7 @@ def check_checkpoint(path: str | os.PathLike, module: nn.Module | None) -> None:
         ) from error
     if module is None:  # it is made from a datamodule that is not set up yet
         return
-    saved = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    saved = plain_names(state)
     own = {f"module.{name}": value for name, value in module.state_dict().items()}
     for name in sorted(own.keys() | saved.keys()):
         shapes = [tuple(x[name].shape) if name in x else "none" for x in (saved, own)]

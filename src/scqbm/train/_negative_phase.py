@@ -13,6 +13,7 @@ from torch import Tensor
 from scqbm._checks import at_least
 from scqbm.prior import Prior
 from scqbm.samplers import Draws, GibbsSampler, Sampler, SamplerError, ask, check_sampler
+from scqbm.train._compiled import inner
 from scqbm.train._log_z import LogZ
 from scqbm.train._monitor import Monitor
 from scqbm.train._ranks import from_first_rank
@@ -185,8 +186,7 @@ class NegativePhase(Callback):
 
 def prior_of(pl_module: pl.LightningModule) -> Prior:
     """The prior of a training plan's module, compiled or not."""
-    module = pl_module.module
-    return getattr(module, "_orig_mod", module).prior
+    return inner(pl_module.module).prior
 
 
 def _diverged(when: str) -> FloatingPointError:
