@@ -2,6 +2,7 @@
 
 from scqbm.benchmark._classification import classification
 from scqbm.benchmark._generation import generation
+from scqbm.benchmark._inputs import pca
 from scqbm.benchmark._integration import aggregates, integration
 from scqbm.benchmark._likelihood import likelihood
 from scqbm.benchmark._trajectory import trajectory
@@ -13,6 +14,7 @@ __all__ = [
     "generation",
     "integration",
     "likelihood",
+    "pca",
     "plot_integration",
     "trajectory",
 ]

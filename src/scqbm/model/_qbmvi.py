@@ -252,7 +252,7 @@ class QBMVI(BoltzmannPriorMixin, LatentMixin, SCVI, _WithoutData):
         Parameters
         ----------
         max_epochs
-            Epochs; by default 600,000 divided by the number of cells, but 25 to 200, and never
+            Epochs; by default a million divided by the number of cells, but 25 to 200, and never
             more than scvi-tools' choice. With more, small data overfit.
         accelerator
             ``"cpu"``, ``"gpu"``, ``"mps"`` or ``"auto"``.

@@ -200,10 +200,10 @@ class QBMTrainingPlan(BoltzmannPlanMixin, TrainingPlan):
 def default_epochs(n_cells: int) -> int:
     """Epochs that bring the held-out ELBO to its best, as measured; never more than SCVI takes.
 
-    600,000 cells are seen, which is about 4,700 steps, in 25 to 200 epochs: with more, small data
-    overfit.
+    A million cells are seen, which is about 7,800 steps, in 25 to 200 epochs: with more, small
+    data overfit.
     """
-    enough = min(200, max(25, round(600_000 / n_cells)))
+    enough = min(200, max(25, round(1_000_000 / n_cells)))
     return min(enough, get_max_epochs_heuristic(n_cells))
 
 
