@@ -129,7 +129,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=6, help="trainings of each model")
     parser.add_argument("--epochs", type=int, default=4, help="timed epochs of each training")
     parser.add_argument("--code", default="now", help="name of this version in the results")
+    parser.add_argument("--plot", action="store_true", help="only draw docs/_static/step.png")
     args = parser.parse_args()
+    if args.plot:
+        plot()
+        return
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     about = {
@@ -186,6 +190,41 @@ def steps(adata, args, likelihood, about):
         {**about, "model": model, **{part: time / unit for part, time in parts.items()}}
         for model, parts in found.items()
     ]
+
+
+def plot():
+    """Parts of a step as stacked bars, in units of SCVI's step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    table = pd.read_csv(RESULTS / "speed_steps.csv")
+    table = table[(table["threads"] == table["threads"].max())]
+    bars = [("SCVI", "now"), ("QBMVI", "before"), ("QBMVI", "now")]
+    likelihoods = table["gene_likelihood"].unique()
+    figure, axes = plt.subplots(1, len(likelihoods), figsize=(9, 3.8), sharey=True, squeeze=False)
+    colors = plt.get_cmap("tab10").colors
+    for ax, likelihood in zip(axes[0], likelihoods, strict=True):
+        names, rows = [], []
+        for model, code in bars:
+            some = table.query("gene_likelihood == @likelihood and model == @model")
+            some = some[some["code"] == code]
+            if len(some):
+                rows.append(some.iloc[0])
+                names.append("SCVI" if model == "SCVI" else f"QBMVI {code}")
+        bottom = np.zeros(len(rows))
+        for color, part in zip(colors, [*PARTS, "the rest"], strict=True):
+            height = np.array([row[part] for row in rows], dtype=float)
+            ax.bar(names, height, bottom=bottom, color=color, label=part, width=0.6)
+            bottom += height
+        ax.axhline(1, color="black", linewidth=0.8, linestyle=":")
+        ax.set_title(likelihood)
+    axes[0, 0].set_ylabel("time, in units of SCVI's step")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    axes[0, -1].legend(handles[::-1], labels[::-1], bbox_to_anchor=(1.02, 1), loc="upper left")
+    figure.tight_layout()
+    figure.savefig(RESULTS.parents[1] / "docs" / "_static" / "step.png", dpi=130)
 
 
 def save(name, rows):

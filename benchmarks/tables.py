@@ -6,6 +6,7 @@ python benchmarks/tables.py
 from pathlib import Path
 
 import pandas as pd
+from quality import summary
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -102,12 +103,85 @@ def sampler_training() -> str:
     return f"{markdown(rows)}\n\nMean over {len(wide)} seeds, and its standard error."
 
 
+def speed() -> str:
+    """Ratio of the time per epoch, with the range of the pairs; one column for each data set."""
+    table = pd.read_csv(RESULTS / "speed.csv")
+    table = table[table["code"] == "now"]
+    words = {"default": "the default of each"}
+    rows = []
+    for (threads, likelihood, width), rows_of in table.groupby(
+        ["threads", "gene_likelihood", "n_latent"], sort=False
+    ):
+        row = {"threads": threads, "likelihood": likelihood, "latents": words.get(width, width)}
+        for _, one in rows_of.iterrows():
+            row[f"{one['zeros']:.0%} zeros"] = (
+                f"{one['ratio']:.2f} ({one['lowest']:.2f} to {one['highest']:.2f})"
+            )
+        rows.append(row)
+    wide = pd.DataFrame(rows).fillna("")
+    return f"{markdown(wide.to_dict('records'))}\n\n{versions(table)}"
+
+
+def speed_steps() -> str:
+    """Parts of a step in units of SCVI's step: before, now, and SCVI."""
+    table = pd.read_csv(RESULTS / "speed_steps.csv")
+    columns = {("SCVI", "now"): "SCVI", ("QBMVI", "before"): "QBMVI before"}
+    columns[("QBMVI", "now")] = "QBMVI now"
+    parts = list(table.loc[:, "minibatch":"the rest"])
+    texts = []
+    for (likelihood, threads), some in table.groupby(["gene_likelihood", "threads"], sort=False):
+        found = {
+            name: some[(some["model"] == model) & (some["code"] == code)].iloc[0]
+            for (model, code), name in columns.items()
+            if len(some[(some["model"] == model) & (some["code"] == code)])
+        }
+        rows = [
+            {"part of a step": part} | {name: f"{one[part]:.2f}" for name, one in found.items()}
+            for part in parts
+        ]
+        total = {name: f"{one[parts].sum():.2f}" for name, one in found.items()}
+        rows.append({"part of a step": "all"} | total)
+        texts.append(f"{likelihood}, threads: {threads}\n\n{markdown(rows)}")
+    return "\n\n".join(texts)
+
+
+def quality() -> str:
+    """When QBMVI passes SCVI's final held-out ELBO."""
+    curves = pd.read_csv(RESULTS / "quality.csv")
+    return f"{markdown(summary(curves).round(2).to_dict('records'))}\n\n{versions(curves)}"
+
+
+def scale() -> str:
+    """Both models by number of cells."""
+    table = pd.read_csv(RESULTS / "scale.csv")
+    shown = ["cells", "model", "cells a second", "step, ms", "peak GB", "held-out -ELBO"]
+    first = table.iloc[0]
+    note = (
+        f"{first['source']} cells drawn anew, {first['zeros']:.0%} zeros, {first['steps']:.0f} to "
+        f"{table['steps'].max():.0f} steps, {first['gene_likelihood']}, {first['machine']}. "
+    )
+    return f"{markdown(table[shown].to_dict('records'))}\n\n{note}{versions(table)}"
+
+
+def versions(table: pd.DataFrame) -> str:
+    """Threads and versions of a results file."""
+    first = table.iloc[0]
+    threads = ", ".join(map(str, table["threads"].unique()))
+    return (
+        f"Threads: {threads}; torch {first['torch']}, scvi-tools {first['scvi-tools']}, "
+        f"Python {first['python']}."
+    )
+
+
 def main() -> None:
     """One included file for each results file."""
     for name, text in {
         "elbo": elbo,
         "long_run": lambda: plain("long_run"),
-        "speed": lambda: plain("speed"),
+        "speed": speed,
+        "speed_steps": speed_steps,
+        "quality": quality,
+        "scale": scale,
         "samplers_speed": sampler_speed,
         "qpu_overhead": qpu_overhead,
         "sampler_training": sampler_training,

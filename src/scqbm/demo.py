@@ -9,6 +9,7 @@ import warnings
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -129,7 +130,7 @@ def _subset(adata: AnnData, seed: int) -> AnnData:
     return adata[np.sort(keep)].copy()
 
 
-def _train(cls: type, adata: AnnData, batch_key: str, epochs: int):
+def _train(cls: Any, adata: AnnData, batch_key: str, epochs: int):
     """One model; adds its embedding, and the prior energy of each cell, to ``adata``."""
     name = cls.__name__
     cls.setup_anndata(adata, batch_key=batch_key)
