@@ -35,6 +35,7 @@ from tqdm import tqdm
 from scqbm import QBMVI, data
 
 RESULTS = Path(__file__).parent / "results" / "scale.csv"
+TEMPLATE = "pbmc_kang_ifnb"  # real cells
 N_GENES, N_BATCHES, CHUNK = 2000, 10, 10_000
 HELD_OUT = 10_000  # cells of which the held-out loss is reported
 
@@ -44,10 +45,8 @@ HELD_OUT = 10_000  # cells of which the held-out loss is reported
 
 def templates():
     """Real cells with 2,000 variable genes, or simulated ones."""
-    if "covid_liu_30k" in data.available():
-        return data.prepare(
-            data.load("covid_liu_30k"), "batch", N_GENES
-        ).X.tocsr(), "covid_liu_30k"
+    if TEMPLATE in data.available():
+        return data.prepare(data.load(TEMPLATE), "batch", N_GENES).X.tocsr(), TEMPLATE
     adata = data.simulate(20_000, N_GENES, n_types=20, n_batches=1, library_size=200, seed=0)
     return adata.X.tocsr(), "simulated"
 
@@ -56,7 +55,7 @@ def write(path, n_cells, seed=0):
     """An h5ad file of so many cells; never more than a chunk of them in memory."""
     source, name = templates()
     rng = np.random.default_rng(seed)
-    kept = rng.uniform(0.4, 1.0, (N_BATCHES, source.shape[1]))  # of each gene's counts, by batch
+    kept = rng.uniform(0.7, 1.0, (N_BATCHES, source.shape[1]))  # of each gene's counts, by batch
     batch = rng.integers(N_BATCHES, size=n_cells)
     ends, raw = [np.zeros(1, np.int64)], path.with_suffix(".part")
     progress = tqdm(range(0, n_cells, CHUNK), desc=f"Writing {n_cells:,} cells", unit="chunk")
@@ -65,7 +64,7 @@ def write(path, n_cells, seed=0):
             of_cell = batch[start : start + CHUNK]
             cells = source[rng.integers(source.shape[0], size=len(of_cell))]
             row = np.repeat(np.arange(len(of_cell)), np.diff(cells.indptr))
-            share = rng.uniform(0.7, 1.0, len(of_cell))[row] * kept[of_cell[row], cells.indices]
+            share = rng.uniform(0.8, 1.0, len(of_cell))[row] * kept[of_cell[row], cells.indices]
             cells.data = rng.binomial(cells.data.astype(np.int64), share).astype(np.float32)
             cells.eliminate_zeros()
             empty = np.diff(cells.indptr) == 0

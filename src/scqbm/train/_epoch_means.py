@@ -44,8 +44,7 @@ class Mean(Metric):
 class EpochMeansMixin(_Plan):
     """A plan of scvi-tools whose numbers reach Lightning once an epoch where that is enough.
 
-    Lightning takes about half a millisecond for each number that is logged. Here a mean over an
-    epoch is kept by a :class:`Mean`, a metric is handed over at its first step, and a number that
+    Each number that is logged costs time in Lightning. Here a mean over an epoch is kept by a :class:`Mean`, a metric is handed over at its first step, and a number that
     stays the same is logged at its first step too. What the history shows is the same.
     """
 
