@@ -44,8 +44,9 @@ class Mean(Metric):
 class EpochMeansMixin(_Plan):
     """A plan of scvi-tools whose numbers reach Lightning once an epoch where that is enough.
 
-    Each number that is logged costs time in Lightning. Here a mean over an epoch is kept by a :class:`Mean`, a metric is handed over at its first step, and a number that
-    stays the same is logged at its first step too. What the history shows is the same.
+    Each number that is logged costs time in Lightning. Here a mean over an epoch is kept by a
+    :class:`Mean`, a metric is handed over at its first step, and a number that stays the same is
+    logged at its first step too. What the history shows is the same.
     """
 
     _n_cells: int | None = None  # of the minibatch, during a step
