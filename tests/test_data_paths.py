@@ -1,5 +1,8 @@
 """The same cells from memory, from files and from collections: the same training."""
 
+import sys
+from pathlib import Path
+
 import anndata
 import numpy as np
 import pytest
@@ -11,6 +14,9 @@ from scvi.data import synthetic_iid
 from small_models import QUIET
 
 from scqbm import QBMVI
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import scale
 
 
 def cells():
@@ -96,3 +102,19 @@ def test_a_collection_of_files(tmp_path):
     model = trained(collection, layer="counts")
     assert model.get_latent_representation().shape == (120, 6)
     assert np.isfinite(model.get_prior_energy()).all()
+
+
+def test_cells_of_the_scale_benchmark(tmp_path, monkeypatch):
+    """What is mapped is what anndata reads, and no cell is empty."""
+    monkeypatch.delenv("SCQBM_DATA", raising=False)
+    monkeypatch.setattr(scale, "CHUNK", 100)
+    monkeypatch.setattr(scale, "templates", lambda: (cells().X, "synthetic"))
+    scale.write(tmp_path / "cells.h5ad", 250)
+    mapped, read = (
+        scale.mapped(tmp_path / "cells.h5ad"),
+        anndata.read_h5ad(tmp_path / "cells.h5ad"),
+    )
+    assert mapped.shape == (250, 30) and isinstance(mapped.X.data, np.memmap)
+    np.testing.assert_array_equal(mapped.X.toarray(), read.X.toarray())
+    assert (read.X.sum(1) > 0).all() and (mapped.obs["batch"] == read.obs["batch"]).all()
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from training_helpers import FAMILIES, QUIET, coupling, make, state_of
+from training_helpers import FAMILIES, QUIET, Watch, coupling, make, state_of
+
+from scqbm.train import default_epochs
 
 # -- optimizer ----------------------------------------------------------------------------------
 
@@ -136,3 +138,29 @@ def test_early_stopping(adata):
         40, early_stopping=True, early_stopping_patience=2, plan_kwargs={"lr": 0.0}, **QUIET
     )
     assert 3 <= len(model.history["elbo_validation"]) < 40
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "epochs"), [(500, 200), (5000, 200), (14_000, 71), (30_000, 33), (1_000_000, 8)]
+)
+def test_epochs_by_the_number_of_cells(n_cells, epochs):
+    assert default_epochs(n_cells) == epochs
+
+
+def test_a_training_takes_them(adata):
+    model = make(adata)
+    model.train(max_steps=1, **QUIET)
+    assert model.trainer.max_epochs == 200
+
+
+def test_adam_is_fused_unless_the_user_chose(adata):
+    def of(**plan):
+        seen = Watch("on_train_start", lambda p: [g["fused"] for g in p.optimizers().param_groups])
+        make(adata).train(1, callbacks=[seen], plan_kwargs=plan, **QUIET)
+        return seen.seen[0]
+
+    def creator(params):
+        return torch.optim.Adam(params, lr=1e-3, foreach=True)
+
+    assert of() == [True, True]
+    assert of(optimizer="Custom", optimizer_creator=creator) == [None]

@@ -133,8 +133,10 @@ def _fused(create: Callable[[Any], Optimizer]) -> Callable[[Any], Optimizer]:
         if type(optimizer) in (Adam, AdamW):
             for group in optimizer.param_groups:
                 devices = {p.device.type for p in group["params"]}
+                chosen = group["fused"] is not None or group["foreach"] or group["differentiable"]
                 # set here, not in Adam's arguments, with which Lightning refuses to clip gradients
-                group["fused"] = devices <= {"cpu", "cuda"}
+                if not chosen and devices <= {"cpu", "cuda"}:
+                    group["fused"] = True
         return optimizer
 
     return creator
