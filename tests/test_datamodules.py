@@ -136,3 +136,47 @@ def test_model_from_a_datamodules_registry(tmp_path, family):
         model.get_latent_representation(dataloader=loader),
     )
     assert loaded.module.prior.log_z == model.module.prior.log_z
+
+
+class Without:
+    """A loader whose minibatches lack something."""
+
+    def __init__(self, loader, change):
+        self.loader, self.change = loader, change
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        return (self.change(dict(tensors)) for tensors in self.loader)
+
+
+def no_batch(tensors):
+    return {key: value for key, value in tensors.items() if key != "batch"}
+
+
+def few_genes(tensors):
+    return tensors | {"X": tensors["X"][:, :25]}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(no_batch, "A minibatch holds no 'batch', only"), (few_genes, "25 genes")]
+)
+@pytest.mark.filterwarnings("ignore:Model was initialized without")
+def test_minibatches_that_do_not_fit(change, said):
+    datamodule, _, _ = splitter()
+    whole = datamodule.train_dataloader
+    datamodule.train_dataloader = lambda: Without(whole(), change)
+    with pytest.raises(ValueError, match=said) as caught:
+        QBMVI(n_latent=5).train(1, datamodule=datamodule, accelerator="cpu")
+    assert_one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("name", ["n_vars", "n_batch"])
+@pytest.mark.filterwarnings("ignore:Model was initialized without")
+def test_datamodules_that_tell_too_little(name):
+    datamodule, _, _ = splitter()
+    delattr(datamodule, name)
+    with pytest.raises(ValueError, match=f"it has no {name}") as caught:
+        QBMVI(n_latent=5).train(1, datamodule=datamodule)
+    assert_one_sentence(caught.value)

@@ -309,6 +309,12 @@ class QBMVI(BoltzmannPriorMixin, LatentMixin, SCVI, _WithoutData):
                     "`datamodule` must be given, since the model was made without `adata`."
                 )
             self._module_kwargs["n_cells"] = _cells_of(datamodule)
+            missing = [name for name in ("n_vars", "n_batch") if not hasattr(datamodule, name)]
+            if missing:
+                raise ValueError(
+                    f"`datamodule` {type(datamodule).__name__} must have the attributes n_vars "
+                    f"and n_batch, but it has no {' and no '.join(missing)}."
+                )
         if max_epochs is None:
             source = self._adata if datamodule is None else datamodule
             n_cells = getattr(source, "n_obs", None)

@@ -214,6 +214,25 @@ class QBVAE(BoltzmannMixin, VAE):
             topology=prior_topology,
         )
 
+    def _get_inference_input(
+        self, tensors: dict[str, Tensor | None], full_forward_pass: bool = False
+    ) -> dict[str, Tensor | None]:
+        """SCVI's; a minibatch from a foreign loader that does not fit gets a sentence."""
+        needed = [REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.BATCH_KEY]
+        if self.dispersion == "gene-label":
+            needed.append(REGISTRY_KEYS.LABELS_KEY)
+        missing = [key for key in needed if tensors.get(key) is None]
+        if missing:
+            raise ValueError(
+                f"A minibatch holds no {' and no '.join(map(repr, missing))}, only "
+                f"{sorted(tensors)}: the loader or datamodule must give them."
+            )
+        x: Any = tensors[REGISTRY_KEYS.X_KEY]
+        n_genes = x.shape[-1]
+        if n_genes != self.n_input and self.minified_data_type is None:
+            raise ValueError(f"A minibatch has {n_genes} genes, but the model {self.n_input}.")
+        return super()._get_inference_input(tensors, full_forward_pass=full_forward_pass)
+
     @auto_move_data
     def _cached_inference(
         self, qzm: Tensor, qzv: Tensor, observed_lib_size: Tensor, n_samples: int = 1
