@@ -200,7 +200,7 @@ def plot():
     import matplotlib.pyplot as plt
 
     table = pd.read_csv(RESULTS / "speed_steps.csv")
-    table = table[(table["threads"] == table["threads"].max())]
+    table = table[table["threads"] == table["threads"].min()]
     bars = [("SCVI", "now"), ("QBMVI", "before"), ("QBMVI", "now")]
     likelihoods = table["gene_likelihood"].unique()
     figure, axes = plt.subplots(1, len(likelihoods), figsize=(9, 3.8), sharey=True, squeeze=False)
