@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     _say(
         "This takes about 90 seconds on two idle cores."
         if args.data is None
-        else "This takes up to six minutes on two idle cores."
+        else "This takes minutes: the more cells, the longer, up to 10,000 cells."
     )
     _one_thread()
 

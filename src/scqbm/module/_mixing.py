@@ -71,9 +71,9 @@ class _Discrepancy(Function):
         total, slope = codes.new_zeros(()), torch.zeros_like(squared)
         for width in BANDWIDTHS:
             scale = -1 / (2 * width * unit)
-            similar = (squared * scale).exp_().mul_(weights)
-            total += similar.sum()
-            slope.addcmul_(similar, scale)
+            similar = (squared * scale).exp_()
+            total += ((similar - 1) * weights).sum()  # the weights sum to 0: exact where all agree
+            slope.addcmul_(similar.mul_(weights), scale)
         if ctx.needs_input_grad[0]:  # each pair moves both its cells, and stands in both orders
             ctx.save_for_backward(4 * (slope.sum(-1, keepdim=True) * codes - slope @ codes))
         return total

@@ -68,6 +68,7 @@ class Checkpoints(Callback):
             if trainer.is_global_zero:
                 os.replace(new, self.folder / NAME)
         except OSError as error:
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where other processes wait
             new.unlink(missing_ok=True)
             warnings.warn(
                 f"The checkpoint of step {trainer.global_step} could not be written to "
