@@ -121,3 +121,32 @@ def test_cells_of_the_scale_benchmark(tmp_path, monkeypatch):
     np.testing.assert_array_equal(mapped.X.toarray(), read.X.toarray())
     assert (read.X.sum(1) > 0).all() and (mapped.obs["batch"] == read.obs["batch"]).all()
     assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
+
+
+@pytest.mark.filterwarnings("ignore:Model was initialized without")
+def test_annbatch_of_scvi_tools(tmp_path):
+    """Cells that are streamed from disk, with scvi-tools 1.5 and later (Python 3.12)."""
+    pytest.importorskip("annbatch", reason="annbatch needs Python 3.12")
+    if not hasattr(QBMVI, "setup_annbatch"):
+        pytest.skip("this scvi-tools has no setup_annbatch")
+    adata, parts = cells(), []
+    for name in ("batch_0", "batch_1"):
+        parts.append(str(tmp_path / f"{name}.h5ad"))
+        adata[adata.obs["batch"] == name].copy().write_h5ad(parts[-1])
+    datamodule = QBMVI.setup_annbatch(
+        str(tmp_path / "cells.zarr"),
+        parts,
+        batch_key="batch",
+        batch_size=32,
+        chunk_size=16,
+        preload_nchunks=2,
+        preload_to_gpu=False,
+    )
+    scvi.settings.seed = 0
+    model = QBMVI(registry=datamodule.registry, n_latent=6, n_hidden=16)
+    model.train(2, datamodule=datamodule, **QUIET)
+    assert model.module.chosen == trained(adata).module.chosen
+    assert model.get_latent_representation(dataloader=datamodule).shape == (120, 6)
+    assert np.isfinite(model.get_prior_energy(dataloader=datamodule)).all()
+    model.write_results(tmp_path / "codes.zarr", dataloader=datamodule, silent=True)
+    assert anndata.read_zarr(tmp_path / "codes.zarr").obsm["X_qbmvi"].shape == (120, 6)

@@ -1,4 +1,4 @@
-"""Settings that `elbo.csv`, `long_run.csv` and `sampler_training.csv` were made with.
+"""Settings that `elbo.csv` and `sampler_training.csv` were made with.
 
 The defaults of that day, named so that their commands still print them; `benchmarks/cells/run.py`
 has today's.

@@ -3,5 +3,6 @@
 from scqbm.data._counts import log_normalised
 from scqbm.data._files import available, load, prepare
 from scqbm.data._simulate import simulate
+from scqbm.data._writer import CellWriter
 
-__all__ = ["available", "load", "log_normalised", "prepare", "simulate"]
+__all__ = ["CellWriter", "available", "load", "log_normalised", "prepare", "simulate"]
