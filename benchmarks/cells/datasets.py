@@ -6,7 +6,7 @@ OSError, and the benchmark says so and goes on.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
+from shifts import skewed_types, windows_of_order, with_batches, without_types
 
 from scqbm import data
 from scqbm.benchmark._inputs import pca
@@ -37,6 +38,7 @@ class Dataset:
     one_order: bool = True  # whether the order compares cells of different branches
     truth: str | None = None  # what the counts were drawn from, a key of obsm
     public: bool = False  # comes over the network, so not by default
+    shift: Callable[[AnnData, int], AnnData] | None = None  # how batches differ, drawn by seed
 
 
 @dataclass
@@ -65,6 +67,8 @@ def cells(name: str, n_cells: int | None, seed: int) -> Cells:
     """Cells of a dataset: all, or a random ``n_cells`` of them (another subset for each seed)."""
     dataset = DATASETS[name]
     adata = dataset.load()
+    if dataset.shift is not None:
+        adata = dataset.shift(adata, seed)
     if n_cells is not None and n_cells < adata.n_obs:
         keep = np.random.default_rng(seed).choice(adata.n_obs, n_cells, replace=False)
         adata = adata[np.sort(keep)].copy()
@@ -176,3 +180,24 @@ DATASETS = {
         lambda: scvi_data("heart_cell_atlas_subsampled"), "cell_type", "donor", public=True
     ),
 }
+
+
+def _shifted(name: str, shift: Callable, *columns: str) -> Dataset:
+    """A dataset whose batches are made to differ."""
+    return replace(DATASETS[name], shift=lambda adata, seed: shift(adata, *columns, seed))
+
+
+DATASETS |= {
+    f"{name}-{how}": _shifted(name, shift, DATASETS[name].batch, "cell_type")
+    for name in ("pancreas", "covid", "kang-donor")
+    for how, shift in (("deleted", without_types), ("skewed", skewed_types))
+}
+DATASETS["simulated-tree-windows"] = _shifted(
+    "simulated-tree", windows_of_order, "batch", "pseudotime"
+)
+DATASETS["paul15-windows"] = replace(
+    DATASETS["paul15"],
+    batch="batch",
+    shift=lambda adata, seed: windows_of_order(with_batches(adata, seed), "batch", "order", seed),
+)
+SHIFTED = [name for name, dataset in DATASETS.items() if dataset.shift is not None]

@@ -76,6 +76,18 @@ def task_classification(fitted, its_cells):
     )
 
 
+def task_batches(fitted, its_cells):
+    if its_cells.dataset.batch is None:
+        return None
+    return benchmark.batches(
+        its_cells.adata,
+        {"method": fitted.embedding},
+        its_cells.dataset.batch,
+        its_cells.dataset.label,
+        seed=its_cells.seed,
+    )
+
+
 def task_trajectory(fitted, its_cells):
     dataset = its_cells.dataset
     if dataset.order is None:
@@ -113,10 +125,20 @@ TASKS = {
     "integration": task_integration,
     "likelihood": task_likelihood,
     "classification": task_classification,
+    "batches": task_batches,
     "trajectory": task_trajectory,
     "generation": task_generation,
 }
-HEADLINES = ("Total", "negative ELBO", "macro-F1", "Kendall", "two-sample accuracy")
+HEADLINES = (
+    "Total",
+    "negative ELBO",
+    "macro-F1",
+    "partial macro-F1",
+    "batch probe",
+    "neighbours kept",
+    "Kendall within branches",
+    "two-sample accuracy",
+)
 
 
 def done(out):

@@ -1,5 +1,6 @@
 """Scores of embeddings and models: one function per question, a tidy table as the answer."""
 
+from scqbm.benchmark._batches import batches
 from scqbm.benchmark._classification import classification
 from scqbm.benchmark._generation import generation
 from scqbm.benchmark._inputs import pca
@@ -10,6 +11,7 @@ from scqbm.pl import integration as plot_integration
 
 __all__ = [
     "aggregates",
+    "batches",
     "classification",
     "generation",
     "integration",

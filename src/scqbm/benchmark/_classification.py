@@ -56,7 +56,8 @@ def classification(
     Tidy table with the columns ``method``, ``group``, ``metric`` and ``value``. The group is
     ``"within"`` (cross-validation) or ``"across"`` (mean over the batches left out). The metrics
     are the accuracy and the macro-F1 of each classifier (``"kNN macro-F1"``, ...), and their means
-    over the classifiers (``"accuracy"`` and ``"macro-F1"``).
+    over the classifiers (``"accuracy"`` and ``"macro-F1"``). ``"partial macro-F1"`` is that mean
+    over the labels that at least one batch lacks, if there are any.
 
     Notes
     -----
@@ -89,21 +90,25 @@ def classification(
     splits = {"within": [_folds(labels, n_folds, seed)]}
     if batch_key is not None:
         splits["across"] = _left_out(columns["batch"], labels)
+    partial = [] if batch_key is None else _partial(columns["batch"], labels)
     table = []
     for name, array in arrays.items():
         for group, several in splits.items():
             if not several:
                 continue
             scores = {
-                classifier: np.mean(
-                    [_score(array[keep], labels, s, classifier, seed) for s in several], axis=0
-                )
+                classifier: pd.DataFrame(  # its mean leaves out batches without such labels
+                    [_score(array[keep], labels, s, classifier, seed, partial) for s in several]
+                ).mean()
                 for classifier in classifiers
             }
             for i, metric in enumerate(("accuracy", "macro-F1")):
                 values = {f"{c} {metric}": score[i] for c, score in scores.items()}
                 values[metric] = np.mean(list(values.values()))
                 table += rows(name, group, values)
+            if len(partial):
+                rare = np.mean([score[2] for score in scores.values()])
+                table += rows(name, group, {"partial macro-F1": rare})
     return pd.DataFrame(table)
 
 
@@ -125,8 +130,13 @@ def _left_out(batches, labels) -> list[list[tuple[np.ndarray, np.ndarray]]]:
     return splits
 
 
-def _score(array, labels, folds, classifier, seed) -> tuple[float, float]:
-    """Accuracy and macro-F1 over the test cells of all folds."""
+def _partial(batches, labels) -> np.ndarray:
+    """Labels that some batch has no cell of."""
+    return np.array([x for x in np.unique(labels) if set(batches[labels == x]) != set(batches)])
+
+
+def _score(array, labels, folds, classifier, seed, partial) -> tuple[float, float, float]:
+    """Accuracy, macro-F1 and that of some labels, over the test cells of all folds."""
     from sklearn.metrics import accuracy_score, f1_score
 
     truth, guess = [], []
@@ -136,8 +146,10 @@ def _score(array, labels, folds, classifier, seed) -> tuple[float, float]:
             truth.append(labels[test])
             guess.append(model.predict(array[test]))
     truth, guess = np.concatenate(truth), np.concatenate(guess)
-    f1 = f1_score(truth, guess, average="macro", labels=np.unique(truth), zero_division=0)
-    return accuracy_score(truth, guess), f1
+    tested = np.unique(truth)
+    f1 = f1_score(truth, guess, average=None, labels=tested, zero_division=0)
+    some = np.isin(tested, partial)
+    return accuracy_score(truth, guess), f1.mean(), f1[some].mean() if some.any() else np.nan
 
 
 def one_thread():
