@@ -55,9 +55,9 @@ def batches(
     -------
     Tidy table with the columns ``method``, ``group``, ``metric`` and ``value``:
 
-    - group ``"within labels"``, metric ``batch probe``: accuracy, balanced over batches, at which a
-      kNN classifier tells the batch of cells of one type, less that of guessing; mean over types,
-      by their cells. 0 where batches are mixed, at most 1 less the share of a guess.
+    - group ``"within labels"``, metric ``batch probe``: accuracy at which a kNN classifier tells
+      the batch of cells of one type, with as many cells of each batch, less that of guessing; mean
+      over types, by their cells. 0 where batches are mixed, at most 1 less the share of a guess.
     - group ``"within batches"``, metric ``neighbours kept``: share of the nearest neighbours of a
       cell among the cells of its batch that are also its neighbours by the principal components
       of that batch alone.
