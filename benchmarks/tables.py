@@ -5,6 +5,7 @@ python benchmarks/tables.py
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from quality import summary
 
@@ -12,14 +13,6 @@ RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
 FAMILIES = {"QBMVI-unmixed": "bits, plain ELBO", "QBMVI": "bits", "QBMVI-normal": "normal"}
 WORDS = {  # what a page calls the columns of a results file
-    "finite": "all weights finite",
-    "largest_coupling": "largest coupling",
-    "coupling_std": "standard deviation of the couplings",
-    "moment_error": "error of the moments of the chains",
-    "iid_floor": "error of as many independent draws",
-    "negative_elbo": "held-out negative ELBO",
-    "log_z": "log Z",
-    "log_z_error": "standard error of log Z",
     "ratio": "time per epoch, QBMVI / SCVI",
 }
 
@@ -163,6 +156,34 @@ def scale() -> str:
     return f"{markdown(table[shown].to_dict('records'))}\n\n{note}{versions(table)}"
 
 
+def long_run() -> str:
+    """Each run at some of its steps."""
+    table = pd.read_csv(RESULTS / "long_run.csv")
+    columns = {
+        "steps": "steps",
+        "precision": "precision",
+        "negative_elbo": "held-out -ELBO",
+        "largest_coupling": "largest coupling",
+        "coupling_std": "sd of the couplings",
+        "prior_gap": "energy gap, nats",
+        "prior_memory": "memory of the chains",
+    }
+    texts = []
+    for _, run in table.groupby("precision", sort=False):
+        wanted = np.linspace(run["steps"].min(), run["steps"].max(), 6)
+        picked = [(run["steps"] - step).abs().idxmin() for step in wanted]
+        shown = run.loc[picked, list(columns)].rename(columns=columns).round(3)
+        texts.append(markdown(shown.to_dict("records")))
+        last = run.iloc[-1]
+        texts.append(
+            f"All weights finite: {bool(run['finite'].all())}. Error of the moments of the chains "
+            f"at the end: {last['moment_error']:.4f}; of as many independent draws: "
+            f"{last['iid_floor']:.4f}. {last['dataset']}, {last['genes']} genes; torch "
+            f"{last['torch']}, scvi-tools {last['scvi-tools']}, Python {last['python']}."
+        )
+    return "\n\n".join(texts)
+
+
 def versions(table: pd.DataFrame) -> str:
     """Threads and versions of a results file."""
     first = table.iloc[0]
@@ -177,7 +198,7 @@ def main() -> None:
     """One included file for each results file."""
     for name, text in {
         "elbo": elbo,
-        "long_run": lambda: plain("long_run"),
+        "long_run": long_run,
         "speed": speed,
         "speed_steps": speed_steps,
         "quality": quality,

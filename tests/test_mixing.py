@@ -8,14 +8,53 @@ import torch
 from scvi.data import synthetic_iid
 
 from scqbm import QBMVI
-from scqbm.module._mixing import BANDWIDTHS, batch_discrepancy
+from scqbm.module import _mixing
+from scqbm.module._mixing import (
+    BANDWIDTHS,
+    COUNTERPARTS,
+    REACH,
+    WHOLE_BATCHES,
+    batch_discrepancy,
+)
 
 
 def by_hand(codes, batch):
-    """Pair by pair, as the definition of the unbiased estimate reads; the unit has no gradient."""
+    """Pair by pair, as the definition reads; only the last similarities have a gradient."""
     n = len(codes)
     d = torch.stack([torch.stack([(x - y).square().sum() for y in codes]) for x in codes])
-    k = sum(torch.exp(-d / (2 * width * d.detach().mean())) for width in BANDWIDTHS)
+    unit = float(d.detach().mean())
+    similar = sum(torch.exp(-d / (2 * width * unit)) for width in BANDWIDTHS)
+    close = (d.detach() / (-2 * REACH * unit)).exp().tolist()
+    pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
+    across = [(i, j) for i, j in pairs if batch[i] != batch[j]]
+    value = COUNTERPARTS * of_counterparts(similar, close, pairs, across, n)
+    return value + WHOLE_BATCHES * of_whole_batches(similar, batch)
+
+
+def of_counterparts(similar, close, pairs, across, n):
+    """Neighbours less counterparts."""
+    if not across or len(across) == len(pairs):
+        return 0.0
+
+    def mutual(chosen):
+        near = [sum(close[i][j] for i, j in chosen if i == cell) for cell in range(n)]
+        return {(i, j): close[i][j] / math.sqrt(near[i] * near[j]) for i, j in chosen}
+
+    counterparts, neighbours = mutual(across), mutual(pairs)
+    counts = [min(1, sum(v for (i, _), v in counterparts.items() if i == c)) for c in range(n)]
+    for matches in (counterparts, neighbours):
+        for i, j in matches:
+            matches[i, j] *= math.sqrt(counts[i] * counts[j])
+
+    def mean(matches):
+        return sum(v * similar[pair] for pair, v in matches.items()) / sum(matches.values())
+
+    own = 1 - len(across) / len(pairs)
+    return sum(counts) / n / own * (mean(neighbours) - mean(counterparts))
+
+
+def of_whole_batches(k, batch):
+    """The unbiased squared MMD between each batch and the rest, averaged by cells."""
     total = 0.0
     for s in batch.unique():
         ours, theirs = torch.where(batch == s)[0].tolist(), torch.where(batch != s)[0].tolist()
@@ -25,36 +64,18 @@ def by_hand(codes, batch):
         others = [k[i, j] for i in theirs for j in theirs if i != j]
         mixed = [k[i, j] for i in ours for j in theirs]
         mean = [sum(x) / len(x) for x in (pairs, others, mixed)]
-        total += len(ours) / n * (mean[0] + mean[1] - 2 * mean[2])
+        total += len(ours) / len(batch) * (mean[0] + mean[1] - 2 * mean[2])
     return total
 
 
-@pytest.mark.parametrize("batch", [[0] * 4 + [1] * 5, [0] * 3 + [1] * 3 + [2] * 2 + [3], [0] * 9])
+@pytest.mark.parametrize(
+    "batch", [[0] * 4 + [1] * 5, [0] * 3 + [1] * 3 + [2] * 2 + [3], [0] * 9, list(range(9))]
+)
 def test_discrepancy_is_the_pairwise_definition(batch):
     torch.manual_seed(0)
     codes, batch = torch.rand(9, 4, dtype=torch.float64), torch.tensor(batch)
-    ours = batch_discrepancy(codes, batch.unsqueeze(1), n_batch=6)
+    ours = batch_discrepancy(codes, batch.unsqueeze(1), n_batch=10)
     assert float(ours) == pytest.approx(float(by_hand(codes, batch)), rel=1e-9, abs=1e-12)
-
-
-def test_discrepancy_is_unbiased_where_batches_agree_and_large_where_not():
-    torch.manual_seed(0)
-    batch = torch.arange(60) % 3
-    same = torch.stack([batch_discrepancy(torch.rand(60, 8), batch, 3) for _ in range(300)])
-    assert abs(same.mean()) < 4 * same.std() / 300**0.5
-    apart = torch.rand(60, 8) + (batch == 1).unsqueeze(1)
-    assert batch_discrepancy(apart, batch, 3) > 10 * same.std()
-
-
-def test_discrepancy_leaves_alone_what_has_no_counterpart_nearby():
-    """A cluster of one batch that is nobody's neighbour feels less than a shifted neighbour."""
-    torch.manual_seed(0)
-    near, far = torch.zeros(40, 6), torch.full((20, 6), 4.0)
-    codes = torch.cat([near, near[:20] + 0.6, far]) + 0.1 * torch.randn(80, 6)
-    codes.requires_grad_()
-    batch = torch.tensor([0] * 40 + [1] * 20 + [1] * 20)
-    batch_discrepancy(codes, batch, 2).backward()
-    assert codes.grad[40:60].norm() > 5 * codes.grad[60:].norm()
 
 
 @pytest.mark.parametrize("n_batch", [2, 3])
@@ -65,6 +86,67 @@ def test_the_gradient_is_that_of_the_definition(n_batch):
     values = batch_discrepancy(codes, batch, n_batch), by_hand(codes, batch)
     ours, by_pairs = (torch.autograd.grad(3 * value, codes)[0] for value in values)
     torch.testing.assert_close(ours, by_pairs)
+
+
+def types(n, n_types=4, seed=0):
+    """Codes of ``n`` cells of types that are well apart, and their types."""
+    g = torch.Generator().manual_seed(seed)
+    of_cell = torch.randint(n_types, (n,), generator=g)
+    middle = torch.rand(n_types, 16, generator=torch.Generator().manual_seed(99)).round()
+    return middle[of_cell] + 0.15 * torch.randn(n, 16, generator=g), of_cell
+
+
+@pytest.mark.parametrize("n_batch", [2, 5, 30])
+def test_discrepancy_is_near_0_where_batches_are_mixed_and_large_where_not(n_batch):
+    same, apart = [], []
+    for seed in range(100):
+        codes, _ = types(128, seed=seed)
+        batch = torch.randint(n_batch, (128,), generator=torch.Generator().manual_seed(500 + seed))
+        same.append(float(batch_discrepancy(codes, batch, n_batch)))
+        shift = 0.4 * (batch == 0).unsqueeze(1)
+        apart.append(float(batch_discrepancy(codes + shift, batch, n_batch)))
+    mean, shifted = sum(same) / 100, sum(apart) / 100
+    assert abs(mean) < 0.1 * shifted
+
+
+def test_composition_alone_costs_counterparts_next_to_nothing(monkeypatch):
+    """Types in ratios of 1 to 10 and 10 to 1, their cells alike: far less than a shift."""
+    monkeypatch.setattr(_mixing, "WHOLE_BATCHES", 0.0)
+    codes, of_cell = types(400)
+    g = torch.Generator().manual_seed(1)
+    share = torch.where(of_cell % 2 == 0, 0.91, 0.09)
+    batch = (torch.rand(400, generator=g) < share).long()
+    skewed = float(batch_discrepancy(codes, batch, 2))
+    shifted = float(batch_discrepancy(codes + 0.4 * batch.unsqueeze(1), batch, 2))
+    assert abs(skewed) < 0.05 * shifted
+
+
+def test_what_has_no_counterpart_is_left_alone():
+    """A type that one batch lacks feels less than one whose cells are shifted between batches."""
+    torch.manual_seed(0)
+    near, far = torch.zeros(40, 6), torch.full((20, 6), 4.0)
+    codes = torch.cat([near, near[:20] + 0.6, far]) + 0.1 * torch.randn(80, 6)
+    codes.requires_grad_()
+    batch = torch.tensor([0] * 40 + [1] * 20 + [1] * 20)
+    batch_discrepancy(codes, batch, 2).backward()
+    assert codes.grad[40:60].norm() > 5 * codes.grad[60:].norm()
+
+
+def test_a_step_along_the_gradient_brings_counterparts_together():
+    codes, of_cell = types(200)
+    batch = torch.arange(200) % 2
+    codes = (codes + 0.4 * batch.unsqueeze(1)).requires_grad_()
+    batch_discrepancy(codes, batch, 2).backward()
+    moved = codes.detach() - 5 * codes.grad
+
+    def gaps(x):
+        means = [
+            (x[(batch == 0) & (of_cell == t)].mean(0) - x[(batch == 1) & (of_cell == t)].mean(0))
+            for t in range(4)
+        ]
+        return torch.stack(means).norm(dim=1)
+
+    assert (gaps(moved) < gaps(codes.detach())).all()
 
 
 def test_identical_codes_have_finite_gradients():

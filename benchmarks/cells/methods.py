@@ -12,6 +12,7 @@ import scvi
 import torch
 from anndata import AnnData
 from datasets import Cells
+from mixed import MixedSCVI
 
 from scqbm import QBMVI, samplers
 
@@ -149,6 +150,7 @@ RIVALS = {
     "Harmony": Method(fit_harmony, needs_batch=True),
     "SCVI-10": Method(scvi_like(SCVI, n_latent=10), RATES),
     "SCVI-30": Method(scvi_like(SCVI, n_latent=30), RATES),
+    "SCVI-30+": Method(scvi_like(MixedSCVI, n_latent=30), RATES),
     "SCVI-10x2": Method(scvi_like(SCVI, n_latent=10, n_layers=2), RATES),
     "SCVI-30x2": Method(scvi_like(SCVI, n_latent=30, n_layers=2), RATES),
     "LDVAE": Method(scvi_like(LDVAE, n_latent=10), RATES),

@@ -34,6 +34,8 @@ MEANINGS = {
     "QBMVI-28-exact": "28 bits, exact draws from the prior",
     "QBMVI-28-gibbs": "28 bits, the default sampler",
     "QBMVI-28-annealer": "28 bits, simulated annealing as the sampler",
+    "SCVI-30+": "scVI with 30 latents and all that QBMVI has besides its prior: batch mixing, "
+    "dropouts and the schedule of learning rates",
     "LDVAE": "scVI with a linear decoder",
     "SysVI": "SysVI of scvi-tools, with its VampPrior",
     "paper": "the published recipe of the QBM-VAE paper, in our implementation",

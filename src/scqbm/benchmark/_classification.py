@@ -90,7 +90,7 @@ def classification(
     splits = {"within": [_folds(labels, n_folds, seed)]}
     if batch_key is not None:
         splits["across"] = _left_out(columns["batch"], labels)
-    partial = [] if batch_key is None else _partial(columns["batch"], labels)
+    partial = _partial(columns["batch"], labels) if batch_key is not None else labels[:0]
     table = []
     for name, array in arrays.items():
         for group, several in splits.items():

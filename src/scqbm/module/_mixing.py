@@ -1,4 +1,4 @@
-"""How much the codes of the batches differ.
+"""How much the codes of the batches differ, above all where cells have counterparts elsewhere.
 
 The model has one prior for all batches. A flexible prior does not enforce it: it can give each
 batch modes of its own, and a code that holds its batch then costs at most the entropy of the
@@ -15,14 +15,28 @@ from torch.autograd.function import once_differentiable
 # Widths of the kernel in units of the mean squared distance. The narrow ones compare codes with
 # their neighbours only, so that cell types of one batch are not dragged to those of another.
 BANDWIDTHS = (0.05, 0.2, 0.8)
+REACH = 0.05  # width that decides who is whose counterpart
+# What the two parts count. Counterparts alone leave types apart that few batches have; whole
+# batches alone even out what differs between batches in composition or in time.
+COUNTERPARTS, WHOLE_BATCHES = 0.1, 0.2
+_NONE = -1e30  # log-similarity of a pair that does not count
 
 
 def batch_discrepancy(codes: Tensor, batch: Tensor, n_batch: int) -> Tensor:
-    """Squared maximum mean discrepancy between each batch and the rest (Gretton et al. 2012).
+    """How different the codes of the batches are.
 
-    The unbiased estimate, averaged over batches by their cells: 0 in expectation where all
-    batches follow one distribution, negative values included. As an invariance penalty of a VAE
-    it goes back to Louizos et al. 2016.
+    The sum of two parts, each a difference between the mean similarities of two kinds of pairs of
+    cells, and each about 0 where batches are mixed:
+
+    * pairs of *neighbours* less pairs of *counterparts*. Neighbours have similar codes;
+      counterparts are the neighbours of a cell in other batches. Both are soft and mutual: a pair
+      counts by its similarity over the root of what each of the two is similar to altogether, so
+      that it does not matter how many cells of a type a batch has. A cell counts less if its
+      counterparts are closer to other cells of its batch, so that a type that only one batch has
+      is left alone;
+    * pairs within a batch and pairs outside it less pairs across, with a smaller weight: the
+      squared maximum mean discrepancy between each batch and the rest (Gretton et al. 2012; as a
+      penalty of a VAE Louizos et al. 2016), unbiased, averaged over batches by their cells.
 
     Parameters
     ----------
@@ -31,18 +45,55 @@ def batch_discrepancy(codes: Tensor, batch: Tensor, n_batch: int) -> Tensor:
     batch
         Batch of each cell, as integers.
     n_batch
-        Number of batches; those with fewer than two cells here (or outside) do not count.
+        Number of batches.
     """
-    return _Discrepancy.apply(codes, _weights(batch.flatten().long(), n_batch))
+    return _Discrepancy.apply(codes, batch.flatten().long(), n_batch)
 
 
-def _weights(batch: Tensor, n_batch: int) -> Tensor:
-    """What the similarity of each pair of cells counts; each pair stands in both orders.
+def _of_counterparts(scaled: Tensor, batch: Tensor) -> Tensor:
+    """What the similarity of each pair counts in the first part; the weights sum to 0.
+
+    They are 0 if there is only one batch or if no two cells are of one batch.
+
+    Parameters
+    ----------
+    scaled
+        Squared distances of all pairs, in units of their mean.
+    batch
+        Batch of each cell.
+    """
+    same = batch.unsqueeze(1) == batch
+    close = (scaled / (-2 * REACH)).fill_diagonal_(_NONE)
+    counterparts = _mutual(close.masked_fill(same, _NONE)).masked_fill_(same, 0.0)
+    neighbours = _mutual(close).fill_diagonal_(0.0)
+    counts = counterparts.sum(1).clamp_(max=1)  # how much a cell is its counterparts' counterpart
+    both = (counts.unsqueeze(1) * counts).sqrt_()
+    counterparts *= both
+    neighbours *= both
+    # the more batches there are, the more neighbours are counterparts, and the less they differ
+    n, tiny = len(batch), torch.finfo(scaled.dtype).tiny
+    own = (same.sum() - n).to(scaled.dtype) / max(n * (n - 1), 1)
+    total = counterparts.sum()
+    scale = torch.where((own > 0) & (total > 0), counts.mean() / own.clamp(min=tiny), 0.0)
+    counterparts /= total.clamp(min=tiny)
+    neighbours /= neighbours.sum().clamp(min=tiny)
+    return neighbours.sub_(counterparts).mul_(scale)
+
+
+def _mutual(close: Tensor) -> Tensor:
+    """Similarities, each over the root of the sums of its row and its column."""
+    half = torch.logsumexp(close, 1) / 2
+    return (close - half - half.unsqueeze(1)).exp_()
+
+
+def _of_whole_batches(batch: Tensor, n_batch: int) -> Tensor:
+    """What the similarity of each pair counts in the second part; the weights sum to 0.
 
     Let a batch have ``n`` cells here, with ``m`` cells outside it, and the share ``w`` of all. A
     pair inside counts ``w / (n (n - 1))``, a pair outside ``w / (m (m - 1))``, and a pair across
     ``-w / (n m)``. Summed over batches, that is a constant, a term for each of the two cells, and
-    one term more if they are of the same batch.
+    one term more if they are of the same batch. Batches with fewer than two cells here (or
+    outside) do not count.
     """
     inside = torch.bincount(batch, minlength=n_batch).double()
     outside = len(batch) - inside
@@ -62,12 +113,13 @@ class _Discrepancy(Function):
     """Weighted sum of the similarities of all pairs, with its gradient at once: few operations."""
 
     @staticmethod
-    def forward(ctx, codes: Tensor, weights: Tensor) -> Tensor:
-        """``weights`` is symmetric."""
-        weights = weights.to(codes.dtype)
+    def forward(ctx, codes: Tensor, batch: Tensor, n_batch: int) -> Tensor:
+        """The weights of the pairs are constants for the gradient."""
         norm = codes.square().sum(-1)
         squared = torch.addmm(norm, codes, codes.T, alpha=-2).add_(norm.unsqueeze(1)).clamp_(min=0)
         unit = squared.mean().clamp(min=1e-12)
+        weights = _of_whole_batches(batch, n_batch).to(codes.dtype).mul_(WHOLE_BATCHES)
+        weights.add_(_of_counterparts(squared / unit, batch), alpha=COUNTERPARTS)
         total, slope = codes.new_zeros(()), torch.zeros_like(squared)
         for width in BANDWIDTHS:
             scale = -1 / (2 * width * unit)
@@ -83,4 +135,4 @@ class _Discrepancy(Function):
     def backward(ctx, grad: Tensor):
         """Gradient of the codes."""
         (of_codes,) = ctx.saved_tensors
-        return grad * of_codes, None
+        return grad * of_codes, None, None
