@@ -1,8 +1,8 @@
 """Nothing moves under the user: seeded runs give the numbers that they gave before.
 
 The models in ``saved_models/`` were saved by commit 2620093 after exactly the training below, and
-``SAVED`` holds what it said of them. ``SEEDED`` is of the first commit whose mixing penalty compares
-counterparts, for bits, and of the first with fast likelihoods, for continuous codes. All is of
+``SAVED`` holds what it said of them. ``SEEDED`` is of the first commit whose mixing penalty
+compares counterparts (bits) or of the first with fast likelihoods (continuous codes). All is of
 scvi-tools 1.4.2 and torch 2.13.0 on one thread; other releases may differ in the last digits.
 """
 

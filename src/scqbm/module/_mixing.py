@@ -50,7 +50,7 @@ def batch_discrepancy(codes: Tensor, batch: Tensor, n_batch: int) -> Tensor:
     return _Discrepancy.apply(codes, batch.flatten().long(), n_batch)
 
 
-def _of_counterparts(scaled: Tensor, batch: Tensor) -> Tensor:
+def _of_counterparts(scaled: Tensor, same: Tensor) -> Tensor:
     """What the similarity of each pair counts in the first part; the weights sum to 0.
 
     They are 0 if there is only one batch or if no two cells are of one batch.
@@ -59,10 +59,9 @@ def _of_counterparts(scaled: Tensor, batch: Tensor) -> Tensor:
     ----------
     scaled
         Squared distances of all pairs, in units of their mean.
-    batch
-        Batch of each cell.
+    same
+        Which pairs are of one batch.
     """
-    same = batch.unsqueeze(1) == batch
     close = (scaled / (-2 * REACH)).fill_diagonal_(_NONE)
     counterparts = _mutual(close.masked_fill(same, _NONE)).masked_fill_(same, 0.0)
     neighbours = _mutual(close).fill_diagonal_(0.0)
@@ -71,7 +70,7 @@ def _of_counterparts(scaled: Tensor, batch: Tensor) -> Tensor:
     counterparts *= both
     neighbours *= both
     # the more batches there are, the more neighbours are counterparts, and the less they differ
-    n, tiny = len(batch), torch.finfo(scaled.dtype).tiny
+    n, tiny = len(same), torch.finfo(scaled.dtype).tiny
     own = (same.sum() - n).to(scaled.dtype) / max(n * (n - 1), 1)
     total = counterparts.sum()
     scale = torch.where((own > 0) & (total > 0), counts.mean() / own.clamp(min=tiny), 0.0)
@@ -86,7 +85,7 @@ def _mutual(close: Tensor) -> Tensor:
     return (close - half - half.unsqueeze(1)).exp_()
 
 
-def _of_whole_batches(batch: Tensor, n_batch: int) -> Tensor:
+def _of_whole_batches(batch: Tensor, n_batch: int, same: Tensor, dtype: torch.dtype) -> Tensor:
     """What the similarity of each pair counts in the second part; the weights sum to 0.
 
     Let a batch have ``n`` cells here, with ``m`` cells outside it, and the share ``w`` of all. A
@@ -103,9 +102,10 @@ def _of_whole_batches(batch: Tensor, n_batch: int) -> Tensor:
     elsewhere = share / (outside * (outside - 1)).clamp(min=1)
     across = share / (inside * outside).clamp(min=1)
     of_cell = (elsewhere + across)[batch]
-    of_same = (within + elsewhere + 2 * across)[batch]
-    weights = (batch.unsqueeze(1) == batch) * of_same
-    weights += elsewhere.sum() - of_cell - of_cell.unsqueeze(1)
+    of_same = (within + elsewhere + 2 * across)[batch].to(dtype)
+    weights = same * of_same
+    weights += (elsewhere.sum() - of_cell).to(dtype)
+    weights -= of_cell.to(dtype).unsqueeze(1)
     return weights.fill_diagonal_(0.0)
 
 
@@ -118,8 +118,9 @@ class _Discrepancy(Function):
         norm = codes.square().sum(-1)
         squared = torch.addmm(norm, codes, codes.T, alpha=-2).add_(norm.unsqueeze(1)).clamp_(min=0)
         unit = squared.mean().clamp(min=1e-12)
-        weights = _of_whole_batches(batch, n_batch).to(codes.dtype).mul_(WHOLE_BATCHES)
-        weights.add_(_of_counterparts(squared / unit, batch), alpha=COUNTERPARTS)
+        same = batch.unsqueeze(1) == batch
+        weights = _of_whole_batches(batch, n_batch, same, codes.dtype).mul_(WHOLE_BATCHES)
+        weights.add_(_of_counterparts(squared / unit, same), alpha=COUNTERPARTS)
         total, slope = codes.new_zeros(()), torch.zeros_like(squared)
         for width in BANDWIDTHS:
             scale = -1 / (2 * width * unit)
