@@ -102,10 +102,11 @@ def speed() -> str:
     table = table[table["code"] == "now"]
     words = {"default": "the default of each"}
     rows = []
-    for (threads, likelihood, width), rows_of in table.groupby(
-        ["threads", "gene_likelihood", "n_latent"], sort=False
+    for (machine, threads, likelihood, width), rows_of in table.groupby(
+        ["machine", "threads", "gene_likelihood", "n_latent"], sort=False
     ):
-        row = {"threads": threads, "likelihood": likelihood, "latents": words.get(width, width)}
+        row = {"machine": machine, "threads": threads, "likelihood": likelihood}
+        row["latents"] = words.get(width, width)
         for _, one in rows_of.iterrows():
             row[f"{one['zeros']:.0%} zeros"] = (
                 f"{one['ratio']:.2f} ({one['lowest']:.2f} to {one['highest']:.2f})"
