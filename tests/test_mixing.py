@@ -9,13 +9,7 @@ from scvi.data import synthetic_iid
 
 from scqbm import QBMVI
 from scqbm.module import _mixing
-from scqbm.module._mixing import (
-    BANDWIDTHS,
-    COUNTERPARTS,
-    REACH,
-    WHOLE_BATCHES,
-    batch_discrepancy,
-)
+from scqbm.module._mixing import BANDWIDTHS, batch_discrepancy
 
 
 def by_hand(codes, batch):
@@ -24,11 +18,11 @@ def by_hand(codes, batch):
     d = torch.stack([torch.stack([(x - y).square().sum() for y in codes]) for x in codes])
     unit = float(d.detach().mean())
     similar = sum(torch.exp(-d / (2 * width * unit)) for width in BANDWIDTHS)
-    close = (d.detach() / (-2 * REACH * unit)).exp().tolist()
+    close = (d.detach() / (-2 * 0.05 * unit)).exp().tolist()
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
     across = [(i, j) for i, j in pairs if batch[i] != batch[j]]
-    value = COUNTERPARTS * of_counterparts(similar, close, pairs, across, n)
-    return value + WHOLE_BATCHES * of_whole_batches(similar, batch)
+    value = 0.1 * of_counterparts(similar, close, pairs, across, n)
+    return value + 0.2 * of_whole_batches(similar, batch)
 
 
 def of_counterparts(similar, close, pairs, across, n):
@@ -107,6 +101,16 @@ def test_discrepancy_is_near_0_where_batches_are_mixed_and_large_where_not(n_bat
         apart.append(float(batch_discrepancy(codes + shift, batch, n_batch)))
     mean, shifted = sum(same) / 100, sum(apart) / 100
     assert abs(mean) < 0.1 * shifted
+
+
+def test_the_part_of_whole_batches_is_unbiased(monkeypatch):
+    monkeypatch.setattr(_mixing, "COUNTERPARTS", 0.0)
+    torch.manual_seed(0)
+    batch = torch.arange(60) % 3
+    same = torch.stack([batch_discrepancy(torch.rand(60, 8), batch, 3) for _ in range(300)])
+    assert abs(same.mean()) < 4 * same.std() / 300**0.5
+    apart = torch.rand(60, 8) + (batch == 1).unsqueeze(1)
+    assert batch_discrepancy(apart, batch, 3) > 10 * same.std()
 
 
 def test_composition_alone_costs_counterparts_next_to_nothing(monkeypatch):

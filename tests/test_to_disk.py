@@ -61,8 +61,10 @@ def test_from_minibatches_without_an_anndata(tmp_path, suffix):
     model = trained()
     loader = model._make_data_loader(model.adata, batch_size=30)
     path = tmp_path / f"cells{suffix}"
-    model.write_results(path, dataloader=loader, contents=ALL, silent=True)
+    some = {"gene_list": list(model.adata.var_names[:7])}  # which scvi-tools ignores here
+    model.write_results(path, dataloader=loader, contents=ALL, expression_kwargs=some, silent=True)
     read = FORMATS[suffix](path)
+    assert list(read.var_names) == list(model.adata.var_names)
     assert list(read.obs_names) == [f"cell_{i}" for i in range(80)]
     np.testing.assert_allclose(read.obsm["X_qbmvi"], model.get_latent_representation(), rtol=1e-5)
     np.testing.assert_allclose(read.obs["prior_energy"], model.get_prior_energy(), rtol=1e-4)
@@ -100,6 +102,13 @@ def test_a_file_that_is_there_is_whole(tmp_path, suffix):
     assert len(FORMATS[suffix](path)) == 2
 
 
+@each_format
+def test_what_cannot_be_written_leaves_nothing(tmp_path, suffix):
+    with pytest.raises(Exception, match="odd"), CellWriter(tmp_path / f"cells{suffix}") as writer:
+        writer.uns = {"odd": object()}
+    assert not list(tmp_path.iterdir())
+
+
 def _breaks(model):
     yield from list(model._make_data_loader(model.adata, batch_size=30))[:2]
     raise RuntimeError("broken")
@@ -111,6 +120,9 @@ def test_bad_input_is_named(tmp_path):
         model.write_results("cells.csv")
     with pytest.raises(ValueError, match="`contents` must be one of"):
         model.write_results(tmp_path / "a.zarr", contents=["codes"])
+    for wrong in ("latent", []):
+        with pytest.raises(ValueError, match="`contents` must be a list of some of"):
+            model.write_results(tmp_path / "a.zarr", contents=wrong)
     with pytest.raises(FileNotFoundError, match="folder of `path`"):
         model.write_samples(tmp_path / "no" / "a.zarr", 5)
     with pytest.raises(ValueError, match="`n_samples`"):

@@ -10,8 +10,8 @@ Beside FILE.csv, FILE_runs.csv has one row a training: its plan, time, plateau a
 --model '{"n_latent": 64}': QBMVI with these arguments instead, for LOG.md's questions; its rows go
 to FILE, which has to be named.
 --shifted: instead, batches that differ in more than technique: subsets of 1,500 cells, 150 epochs,
-one seed, rows in results/shifts.csv. scVI trains at 3e-3, which gave it
-the better Total on all plain subsets; its likelihood is better at 1e-3 and is not compared here.
+one seed, rows in results/shifts.csv. scVI trains at 3e-3, which gave it the better Total on all
+plain subsets. Its likelihood is better at 1e-3 on most of them and is not compared here.
 --quick: two datasets, 800 cells, 20 epochs, one seed, to see that all works; its figures mean
 nothing.
 """

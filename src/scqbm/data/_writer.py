@@ -92,18 +92,22 @@ class CellWriter:
                 self._append(self._root[where], name, values)
 
     def __exit__(self, kind, error, traceback) -> None:
-        if kind is None:
-            nothing = pd.DataFrame(index=pd.Index([], dtype=str))
-            write_elem(self._root, "obs", pd.concat(self._obs) if self._obs else nothing)
-            write_elem(self._root, "var", nothing if self.var is None else self.var)
-            write_elem(self._root, "uns", self.uns)
-        if self.path.suffix == ".h5ad":
-            self._root.close()
-        if kind is not None:
-            _remove(self._unfinished)
-            return
-        _remove(self.path)
-        self._unfinished.rename(self.path)
+        whole = False
+        try:
+            if kind is None:
+                nothing = pd.DataFrame(index=pd.Index([], dtype=str))
+                write_elem(self._root, "obs", pd.concat(self._obs) if self._obs else nothing)
+                write_elem(self._root, "var", nothing if self.var is None else self.var)
+                write_elem(self._root, "uns", self.uns)
+                whole = True
+        finally:
+            if self.path.suffix == ".h5ad":
+                self._root.close()
+            if not whole:
+                _remove(self._unfinished)
+        if whole:
+            _remove(self.path)
+            self._unfinished.rename(self.path)
 
     def _append(self, group: Any, key: str, values: Any) -> None:
         if key not in group:

@@ -73,6 +73,8 @@ class ToDiskMixin(_Model):
         >>> model.write_results("codes.zarr")
         >>> codes = anndata.read_zarr("codes.zarr").obsm["X_qbmvi"]
         """
+        if isinstance(contents, str) or not contents:
+            raise ValueError(f"`contents` must be a list of some of {CONTENTS}, not {contents!r}.")
         for one in contents:
             one_of("contents", one, CONTENTS)
         self._check_if_trained(warn=False)
@@ -80,7 +82,9 @@ class ToDiskMixin(_Model):
         kwargs = {"batch_size": batch_size} if dataloader is None else {}
         expression = {"silent": True, **(expression_kwargs or {}), "return_numpy": True}
         names, chunks, n_cells = self._chunks(adata, indices, dataloader)
-        var = pd.DataFrame(index=self._gene_names(adata, expression.get("gene_list")))
+        # scvi-tools gives all genes if the cells come from minibatches
+        some_genes = expression.get("gene_list") if dataloader is None else None
+        var = pd.DataFrame(index=self._gene_names(adata, some_genes))
         with (
             CellWriter(path, var if with_genes else None, overwrite) as writer,
             tqdm(total=n_cells, unit="cell", desc="Writing cells", disable=silent) as progress,
