@@ -8,8 +8,9 @@ import torch
 from scvi.data import synthetic_iid
 
 from scqbm import QBMVI
+from scqbm.data import simulate
 from scqbm.module import _mixing
-from scqbm.module._mixing import BANDWIDTHS, batch_discrepancy
+from scqbm.module._mixing import BANDWIDTHS, batch_discrepancy, mixing_penalty
 
 
 def by_hand(codes, batch):
@@ -196,14 +197,16 @@ def test_loss_is_negative_elbo_plus_the_price_less_the_bonus(adata, given, weigh
     model.module.eval()
     loss, elbo, tensors = losses(model)
     codes = model.module.inference(tensors["X"], tensors["batch"])["qz"].loc
-    price = weight * batch_discrepancy(codes, tensors["batch"], 2)
-    assert (price != 0) == (weight != 0)
     every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 8)
     p = codes.double().unsqueeze(1)
     q = (every * p + (1 - every) * (1 - p)).prod(-1)  # of each cell, over all 256 codes
     torch.testing.assert_close(q.sum(-1), torch.ones(len(q), dtype=torch.float64))
     entropy = -(q * q.log()).sum(-1).mean()
     assert entropy > 1
+    prior = (-model.module.prior.energy(every.float())).double().log_softmax(0)
+    kl = (q * (q.log() - prior)).sum(-1).mean()  # also enumerated
+    price = weight * kl.clamp(min=1) / 10 * batch_discrepancy(codes, tensors["batch"], 2)
+    assert (price != 0) == (weight != 0)
     assert loss.item() == pytest.approx((elbo + price - bonus * entropy).item(), rel=1e-5)
 
 
@@ -223,8 +226,9 @@ def test_loss_is_the_negative_elbo_without_it_or_without_batches(adata, key, giv
     assert loss.item() == pytest.approx(elbo.item(), rel=1e-6)
 
 
-def test_batches_mix_in_the_codes(adata):
+def test_batches_mix_in_the_codes():
     """Training with it leaves codes of both batches closer than training without."""
+    adata = simulate(n_cells=240, n_genes=60, n_types=3, n_batches=2, seed=0)
     found = {}
     for weight in (0.0, 100.0):
         scvi.settings.seed = 0
@@ -235,6 +239,20 @@ def test_batches_mix_in_the_codes(adata):
         batch = torch.from_numpy(adata.obs["_scvi_batch"].to_numpy(dtype="int64"))
         found[weight] = batch_discrepancy(codes, batch, 2).item()
     assert found[100.0] < 0.3 * found[0.0]
+
+
+def test_the_penalty_follows_the_information_without_pulling_at_it():
+    """In proportion to the mean KL, which gets no gradient; anything below 1 nat counts as 1."""
+    codes = torch.rand(40, 6, dtype=torch.float64, requires_grad=True)
+    batch = torch.arange(40) % 2
+    kl = torch.linspace(0, 12, 40, dtype=torch.float64, requires_grad=True)
+    full = batch_discrepancy(codes, batch, 2)
+    half = mixing_penalty(codes, batch, 2, kl - 1)
+    torch.testing.assert_close(half, full / 2)
+    (slope,) = torch.autograd.grad(half, codes, retain_graph=True)
+    torch.testing.assert_close(slope, torch.autograd.grad(full, codes)[0] / 2)
+    assert torch.autograd.grad(half, kl, allow_unused=True) == (None,)
+    torch.testing.assert_close(mixing_penalty(codes, batch, 2, kl - 100), full / 10)
 
 
 @pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf"), "much"])

@@ -51,7 +51,7 @@ def test_sample_prior_beyond_enumeration(monkeypatch):
 
 @pytest.mark.parametrize("method", ["sample_prior", "sample_cells"])
 def test_sampling_nothing(method):
-    with pytest.raises(ValueError, match="`n_samples` must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="`n_samples` must be an integer of at least 1, not 0"):
         getattr(trained(), method)(0)
 
 

@@ -8,7 +8,7 @@ from scvi.train import TrainingPlan
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from scqbm.module import Defaults, batch_discrepancy
+from scqbm.module import Defaults, mixing_penalty
 from scqbm.module._bits import GeneDropout
 from scqbm.train._plan import _Falling
 
@@ -34,7 +34,8 @@ class MixedVAE(VAE):
         if self.n_batch > 1:
             codes = inference_outputs[MODULE_KEYS.QZ_KEY].loc
             batch = tensors[REGISTRY_KEYS.BATCH_KEY]
-            penalty = batch_discrepancy(codes, batch, self.n_batch)
+            kl = out.kl_local[MODULE_KEYS.KL_Z_KEY]
+            penalty = mixing_penalty(codes, batch, self.n_batch, kl)
             out.loss = out.loss + self.batch_mixing * penalty
         return out
 

@@ -93,6 +93,31 @@ class RBM:
         """The same biases with the couplings multiplied by ``factor`` (0: independent units)."""
         return replace(self, W=self.W * factor)
 
+    def shifted(self, visible: Tensor, hidden: Tensor | None = None) -> RBM:
+        """The same couplings with fields added to the biases."""
+        return replace(self, a=self.a + visible, b=self.b if hidden is None else self.b + hidden)
+
+    def held(self, visible: Tensor, hidden: Tensor) -> RBM:
+        """The machine of the other units, given the values of some.
+
+        It has as many units, so that it fits the same samplers. A held unit is left without bias
+        and couplings: its draws mean nothing, and the caller puts its value in their place.
+
+        Parameters
+        ----------
+        visible, hidden
+            Values of the held units, NaN for the others.
+        """
+        v_held, h_held = ~visible.isnan(), ~hidden.isnan()
+        v = torch.where(v_held, self._centre(visible), 0.0)
+        h = torch.where(h_held, hidden - 0.5, 0.0)
+        return replace(
+            self,
+            a=(self.a + self.W @ h).masked_fill(v_held, 0.0),
+            b=(self.b + v @ self.W).masked_fill(h_held, 0.0),
+            W=self.W.masked_fill(v_held.unsqueeze(1) | h_held, 0.0),
+        )
+
     def log_z_uncoupled(self) -> Tensor:
         """Log partition function of the same biases without couplings."""
         if self.gaussian:

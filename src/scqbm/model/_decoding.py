@@ -106,10 +106,13 @@ def decode(
     return AnnData(sparse.vstack(counts, format="csr"), obs=obs, var=var, obsm={"code": code})
 
 
-def random_cells(model: BaseModelClass, n: int, seed: int) -> np.ndarray:
-    """Random training cells of a model, each at most once while they last."""
-    cells = getattr(model, "train_indices", None)
-    cells = np.arange(model.adata.n_obs) if cells is None else np.asarray(cells)
+def random_cells(
+    model: BaseModelClass, n: int, seed: int, cells: np.ndarray | None = None
+) -> np.ndarray:
+    """Random cells of a model's data, the training cells by default; each once while they last."""
+    if cells is None:
+        cells = getattr(model, "train_indices", None)
+        cells = np.arange(model.adata.n_obs) if cells is None else np.asarray(cells)
     return np.random.default_rng(seed).choice(cells, n, replace=n > len(cells))
 
 

@@ -3,7 +3,7 @@
 from scqbm.module._bits import BitEncoder, BitPosterior, Relaxation
 from scqbm.module._boltzmann import BoltzmannMixin, BoltzmannTerms
 from scqbm.module._defaults import Defaults
-from scqbm.module._mixing import batch_discrepancy
+from scqbm.module._mixing import batch_discrepancy, mixing_penalty
 from scqbm.module._qbvae import QBVAE
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "Defaults",
     "Relaxation",
     "batch_discrepancy",
+    "mixing_penalty",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from scqbm.module._mixing import batch_discrepancy
+from scqbm.module._mixing import mixing_penalty
 from scqbm.prior import Prior
 
 
@@ -61,7 +61,7 @@ class BoltzmannMixin:
     prior
         A :class:`~scqbm.prior.Prior` over the code.
     batch_mixing
-        Weight of :func:`~scqbm.module.batch_discrepancy`; 0 by default.
+        Weight of :func:`~scqbm.module.mixing_penalty`; 0 by default.
     entropy_bonus
         Weight of the entropy of the code's posterior; 0 by default.
     """
@@ -91,7 +91,9 @@ class BoltzmannMixin:
             terms = BoltzmannTerms(self.prior.kl(qz, z), self.prior.contrast(qz, z))
             if self.batch_mixing > 0 and n_batch > 1 and batch is not None:
                 codes = qz.loc.to(torch.promote_types(qz.loc.dtype, torch.float32))
-                terms.batch_mixing = self.batch_mixing * batch_discrepancy(codes, batch, n_batch)
+                terms.batch_mixing = self.batch_mixing * mixing_penalty(
+                    codes, batch, n_batch, terms.kl
+                )
         if self.entropy_bonus > 0:
             terms.entropy_bonus = self.entropy_bonus * qz.entropy().sum(-1).mean()
         return terms

@@ -19,6 +19,8 @@ REACH = 0.05  # width that decides who is whose counterpart
 # What the two parts count. Counterparts alone leave types apart that few batches have; whole
 # batches alone even out what differs between batches in composition or in time.
 COUNTERPARTS, WHOLE_BATCHES = 0.1, 0.2
+USUAL_KL = 10.0  # nats; the weight of the penalty is for codes that say so much of a cell
+LEAST_KL = 1.0  # codes that say less can hold little but the batch
 _NONE = -1e30  # log-similarity of a pair that does not count
 
 
@@ -48,6 +50,24 @@ def batch_discrepancy(codes: Tensor, batch: Tensor, n_batch: int) -> Tensor:
         Number of batches.
     """
     return _Discrepancy.apply(codes, batch.flatten().long(), n_batch)
+
+
+def mixing_penalty(codes: Tensor, batch: Tensor, n_batch: int, kl: Tensor) -> Tensor:
+    """:func:`batch_discrepancy` in proportion to what the codes say of the cells.
+
+    Where codes say little, as where counts or genes are few, the batches are worth few nats too,
+    and a penalty of full weight would take types with them.
+
+    Parameters
+    ----------
+    codes, batch, n_batch
+        As in :func:`batch_discrepancy`.
+    kl
+        ``KL(q || p)`` per cell in nats; 10 on average leaves the discrepancy as it is, and less
+        than 1 counts as 1.
+    """
+    informed = kl.detach().mean().clamp(min=LEAST_KL) / USUAL_KL
+    return informed.to(codes.dtype) * batch_discrepancy(codes, batch, n_batch)
 
 
 def _of_counterparts(scaled: Tensor, same: Tensor) -> Tensor:

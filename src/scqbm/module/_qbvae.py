@@ -79,9 +79,9 @@ class QBVAE(BoltzmannMixin, VAE):
         Temperature of the relaxation, where it has one.
     batch_mixing
         Weight of a penalty on codes that differ between batches
-        (:func:`~scqbm.module.batch_discrepancy`); 0 leaves the negative ELBO. It is not part of
-        any reported ELBO and is active from the first epoch. By default 50 for bits and 0 for
-        continuous codes.
+        (:func:`~scqbm.module.mixing_penalty`), for codes whose KL is 10 nats a cell and in
+        proportion for others; 0 leaves the negative ELBO. It is not part of any reported ELBO and
+        is active from the first epoch. By default 50 for bits and 0 for continuous codes.
     input_dropout
         Share of the genes that the encoder does not see in a training step, against overfitting.
         For bits only.

@@ -10,6 +10,7 @@ from scqbm.samplers._ask import SamplerError, ask, check_sampler
 from scqbm.samplers._assess import assess
 from scqbm.samplers._base import Draws, Sampler
 from scqbm.samplers._exact import ExactSampler
+from scqbm.samplers._fields import matching_fields
 from scqbm.samplers._gibbs import GibbsSampler
 from scqbm.samplers._moments import Moments, moments
 from scqbm.samplers._tempering import TemperingSampler
@@ -33,6 +34,7 @@ __all__ = [
     "check_sampler",
     "effective_beta",
     "effective_number",
+    "matching_fields",
     "moments",
     "plot_assessment",
 ]
