@@ -59,7 +59,7 @@ def test_fields_give_the_units_the_means_of_a_region(gaussian, both, scale):
     got = means(rbm.shifted(*fields))
     before = means(rbm)
     tolerance = 0.12 if gaussian else 0.02
-    for wanted, found, first in zip((visible, hidden), got, before, strict=True):
+    for wanted, found, _first in zip((visible, hidden), got, before, strict=True):
         if both or wanted is visible:
             torch.testing.assert_close(found, wanted, atol=tolerance, rtol=0)
     assert (before[0] - visible).abs().max() > 2 * tolerance

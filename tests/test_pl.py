@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from anndata import AnnData
 from helpers import assert_one_sentence, two_models
 from matplotlib.collections import PathCollection
@@ -251,3 +252,127 @@ def test_importing_scqbm_loads_no_plotting_library_beside_scvi_s():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
+
+
+# -- the prior -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_landscape():
+    adata, models = two_models()
+    model = models["QBMVI"]
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.module.prior.parameters():
+        parameter.data = 3 * torch.randn(parameter.shape, generator=generator)
+    landscape = model.get_landscape(resolution=0.0, labels_key="cell_type")
+    return adata, model, landscape
+
+
+@each_ax
+@pytest.mark.parametrize("color", [None, "label", "mass"])
+def test_plot_of_a_landscape(with_landscape, make_ax, color):
+    _, _, found = with_landscape
+    ax = draw(pl.landscape, make_ax(), found, color)
+    assert texts(ax.texts) == list(found.obs_names)
+    links = found.obsp["connectivities"].toarray()
+    assert len(ax.lines) == (np.triu(links, 1) >= 0.2).sum()
+    if color == "label":
+        named = ["no cells" if pd.isna(x) else x for x in found.obs["label"]]
+        assert texts(ax.get_legend().get_texts()) == list(dict.fromkeys(named))
+        assert ax.get_legend().get_title().get_text() == "label"
+    else:
+        assert circles(ax) == found.n_obs and ax.get_legend() is None
+        assert ax.figure.axes[-1].get_ylabel() == (color or "energy")
+    again = draw(pl.landscape, None, found, color)
+    assert [t.xy for t in again.texts] == [t.xy for t in ax.texts]  # the same at each call
+
+
+@each_ax
+def test_plot_of_a_merge_tree(with_landscape, make_ax):
+    _, _, found = with_landscape
+    ax = draw(pl.merge_tree, make_ax(), found, "label")
+    tree = found.uns["merge_tree"]
+    merged = (tree["into"] != "").sum()
+    assert len(ax.lines) == found.n_obs + merged
+    assert ax.get_xlabel() == "basin" and ax.get_ylabel() == "energy"
+    shown = texts(ax.get_xticklabels())
+    assert sorted(name.split(" ")[0] for name in shown) == sorted(found.obs_names)
+    for name in shown:
+        number, _, label = name.partition(" ")
+        assert label == ("" if pd.isna(found.obs["label"][number]) else found.obs["label"][number])
+    starts = sorted(line.get_ydata()[0] for line in ax.lines if np.ptp(line.get_xdata()) == 0)
+    np.testing.assert_allclose(starts, np.sort(found.obs["energy"]))
+
+
+@each_ax
+def test_plot_of_units_by_type(with_landscape, make_ax):
+    adata, model, _ = with_landscape
+    adata.obsm["X_qbmvi"] = model.get_latent_representation()
+    ax = draw(pl.units, make_ax(), adata, "cell_type", n_units=4)
+    (image,) = ax.images
+    assert image.get_array().shape == (adata.obs["cell_type"].nunique(), 4)
+    rows, columns = texts(ax.get_yticklabels()), texts(ax.get_xticklabels())
+    for i, name in enumerate(rows):
+        of_type = (adata.obs["cell_type"] == name).to_numpy()
+        mean = adata.obsm["X_qbmvi"][of_type].mean(0)[[int(c) for c in columns]]
+        np.testing.assert_allclose(image.get_array()[i], mean, rtol=1e-5)
+    assert image.get_clim() == (0, 1)
+    assert ax.figure.axes[-1].get_ylabel() == "mean of the unit"
+
+
+@each_ax
+def test_plot_of_couplings(with_landscape, make_ax):
+    _, model, _ = with_landscape
+    W = model.module.prior.rbm().W.numpy()
+    ax = draw(pl.couplings, make_ax(), model)
+    (image,) = ax.images
+    np.testing.assert_allclose(np.sort(image.get_array(), axis=None), np.sort(W, axis=None))
+    low, high = image.get_clim()
+    assert low == -high and high == pytest.approx(np.abs(W).max())
+    few = draw(pl.couplings, None, model, [1, 0])
+    assert few.images[0].get_array().shape == (2, W.shape[1])
+    with pytest.raises(ValueError, match="`units` must be visible units") as error:
+        pl.couplings(model, [77])
+    assert_one_sentence(error.value)
+
+
+@each_ax
+def test_plot_of_new_cells(with_landscape, make_ax):
+    adata, model, _ = with_landscape
+    new = model.sample_cells(30)
+    ax = draw(pl.new_cells, make_ax(), adata, new)
+    assert texts(ax.get_legend().get_texts()) == ["real", "new"]
+    assert [len(found.get_offsets()) for found in ax.collections] == [adata.n_obs, 30]
+    assert ax.get_xlabel().startswith("PC 1 (") and ax.get_ylabel().startswith("PC 2 (")
+    with pytest.raises(ValueError, match="`new` must have the genes of `real`") as error:
+        pl.new_cells(adata, new[:, ::-1])
+    assert_one_sentence(error.value)
+
+
+@pytest.mark.parametrize(
+    ("plot", "given", "says"),
+    [
+        (pl.landscape, {"color": "type"}, "`color` must be a column of landscape.obs"),
+        (pl.merge_tree, {"label": "type"}, "`label` must be a column of landscape.obs"),
+    ],
+)
+def test_bad_columns_of_a_landscape(with_landscape, plot, given, says):
+    adata, _, found = with_landscape
+    with pytest.raises(ValueError, match=says) as error:
+        plot(found, **given)
+    assert_one_sentence(error.value)
+    with pytest.raises(ValueError, match="`landscape` must be an AnnData from get_landscape"):
+        plot(adata)
+
+
+def test_bad_keys_of_units(with_landscape):
+    adata, _, _ = with_landscape
+    for given, says in (
+        ({"group_key": "type"}, "`group_key` must be a column"),
+        ({"group_key": "cell_type", "code_key": "X"}, "`code_key` must be a key"),
+        ({"group_key": "cell_type", "n_units": 0}, "`n_units` must be an integer"),
+    ):
+        adata.obsm.setdefault("X_qbmvi", np.zeros((adata.n_obs, 6)))
+        with pytest.raises(ValueError, match=says) as error:
+            pl.units(adata, **given)
+        assert_one_sentence(error.value)

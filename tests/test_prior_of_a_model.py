@@ -11,7 +11,7 @@ from small_models import (
     trained,
 )
 
-from scqbm.ising import all_states
+from scqbm.ising import LogPartition, all_states
 from scqbm.model import decode
 from scqbm.samplers import Draws, ExactSampler, GibbsSampler, Sampler, SamplerError
 
@@ -209,3 +209,42 @@ def test_log_partition_of_nothing(kwargs, message, n_latent):
 def test_an_energy_of_no_draws(kwargs):
     with pytest.raises(ValueError, match="`n_samples` must be an integer of at least"):
         trained(NORMAL, epochs=1).get_prior_energy(**kwargs)
+
+
+@each_family
+def test_relative_energies_are_log_probabilities(family):
+    """Of bits: they sum to 1 over all codes; of real numbers: as the stored log Z says."""
+    model = trained(family)
+    energy = model.get_prior_energy(seed=3)
+    relative = model.get_prior_energy(relative=True, seed=3)
+    log_z = model.get_log_partition().value
+    np.testing.assert_allclose(relative, -energy - log_z, rtol=1e-5)
+    if family is NORMAL:
+        return
+    codes = all_states(family["n_latent"])
+    with torch.no_grad():
+        total = torch.logsumexp(-model.module.prior.energy(codes).double(), 0).item()
+    assert log_z == pytest.approx(total, abs=1e-4)
+
+
+def test_the_error_of_relative_energies_holds_that_of_log_z(monkeypatch):
+    model = trained(BITS)
+    _, exact = model.get_prior_energy(relative=True, return_error=True)
+    assert (exact == 0).all()
+    monkeypatch.setattr(model, "get_log_partition", lambda seed: LogPartition(3.0, 0.25))
+    relative, error = model.get_prior_energy(relative=True, return_error=True)
+    np.testing.assert_allclose(error, 0.25)
+    np.testing.assert_allclose(relative, -model.get_prior_energy() - 3.0, rtol=1e-5)
+
+
+@each_family
+def test_the_potential_is_the_energy_of_the_most_probable_code(family):
+    model = trained(family)
+    code = torch.from_numpy(model.get_latent_representation())
+    if family is not NORMAL:
+        code = (code > 0.5).float()
+    with torch.no_grad():
+        expected = model.module.prior.energy(code).numpy()
+    np.testing.assert_allclose(model.get_prior_energy(kind="csp"), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="`kind` must be one of"):
+        model.get_prior_energy(kind="potential")

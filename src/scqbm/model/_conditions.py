@@ -10,8 +10,10 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from torch import Tensor
+from torch.distributions import Distribution
 
 from scqbm._checks import is_number, which_cells
+from scqbm.module import BitPosterior
 from scqbm.prior import Prior
 
 Like: TypeAlias = Mapping[str, Any] | Sequence[int] | Sequence[bool] | np.ndarray
@@ -86,3 +88,8 @@ def check_codes(codes: Any, prior: Prior) -> np.ndarray:
     if not prior.rbm().gaussian and (codes.min() < 0 or codes.max() > 1):
         raise ValueError("`codes` of bits must be between 0 and 1.")
     return codes
+
+
+def most_probable(qz: Distribution) -> Tensor:
+    """The code of highest probability or density of each cell."""
+    return (qz.loc > 0.5).to(qz.loc.dtype) if isinstance(qz, BitPosterior) else qz.loc

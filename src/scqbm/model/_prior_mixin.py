@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from anndata import AnnData
 from torch import Tensor
 
-from scqbm._checks import which_cells, whole
+from scqbm._checks import one_of, which_cells, whole
 from scqbm.ising import LogPartition, can_enumerate
-from scqbm.model._conditions import Like, cells_like, check_codes, describe, fixed_units
+from scqbm.model._conditions import (
+    Like,
+    cells_like,
+    check_codes,
+    describe,
+    fixed_units,
+    most_probable,
+)
 from scqbm.model._decoding import decode, random_cells
 from scqbm.prior import Prior
 from scqbm.samplers import (
@@ -65,13 +72,16 @@ class BoltzmannPriorMixin(_Model):
         dataloader: Iterable[dict[str, Tensor]] | None = None,
         *,
         n_samples: int = 100,
+        relative: bool = False,
+        kind: Literal["energy", "csp"] = "energy",
         return_error: bool = False,
         seed: int = 0,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Expected energy of each cell's code under the prior: low where such codes are common.
 
         Exact for bits whose two halves are the layers of the RBM (the default), else an average
-        over draws of each cell's code.
+        over draws of each cell's code. An energy has no zero of its own: only differences between
+        cells of one model mean something, unless ``relative=True``.
 
         Parameters
         ----------
@@ -85,23 +95,39 @@ class BoltzmannPriorMixin(_Model):
             Minibatches in the place of ``adata``, as dictionaries of tensors.
         n_samples
             Draws of each cell's code, where the expectation is not exact.
+        relative
+            Return the expected ``log p(z)`` instead: minus the energy, less ``log Z`` of
+            :meth:`get_log_partition`. High where such codes are common, and comparable between
+            models with the same kind of code.
+        kind
+            ``"energy"``, or ``"csp"``: the energy of each cell's most probable code, in the place
+            of the expectation. The authors of the QBM-VAE (arXiv 2508.11190) call it the cellular
+            system potential.
         return_error
             Also return the standard error of each energy, which is 0 where they are exact.
         seed
             Seed of the draws.
         """
         whole("n_samples", n_samples, 2 if return_error else 1)
+        one_of("kind", kind, ("energy", "csp"))
         self._check_if_trained(warn=False)
         energies, errors = [], []
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             for tensors in self._minibatches(adata, indices, batch_size, dataloader):
                 outputs = self.module.inference(**self.module._get_inference_input(tensors))
-                of_batch, its_error = self._expected_energy(outputs, n_samples)
+                if kind == "csp":
+                    of_batch = self.module.prior.energy(most_probable(outputs["qz"]))
+                    its_error = torch.zeros_like(of_batch)
+                else:
+                    of_batch, its_error = self._expected_energy(outputs, n_samples)
                 energies.append(of_batch.cpu())
                 errors.append(its_error.cpu())
-        energy = torch.cat(energies).numpy()
-        return (energy, torch.cat(errors).numpy()) if return_error else energy
+        energy, error = torch.cat(energies).numpy(), torch.cat(errors).numpy()
+        if relative:
+            log_z = self.get_log_partition(seed=seed)
+            energy, error = -energy - log_z.value, np.hypot(error, log_z.error)
+        return (energy, error) if return_error else energy
 
     def _expected_energy(self, outputs: dict, n_samples: int) -> tuple[Tensor, Tensor]:
         qz, prior = outputs["qz"], self.module.prior
@@ -228,7 +254,7 @@ class BoltzmannPriorMixin(_Model):
             "seed": seed,
             "batch": batch,
             "library_size": library_size,
-            "like": None if cells is None else describe(like, len(cells)),
+            "like": None if like is None or cells is None else describe(like, len(cells)),
             "steer": None if steer is None else {str(unit): x for unit, x in steer.items()},
         }
         drawn.uns["sample_cells"] = {k: v for k, v in made.items() if v is not None}
@@ -314,7 +340,9 @@ class BoltzmannPriorMixin(_Model):
         if steer is not None:
             fixed = fixed_units(steer, prior).to(rbm.W)
             visible, hidden = prior.layers(fixed)
-            rbm = rbm.held(visible, torch.full_like(rbm.b, torch.nan) if hidden is None else hidden)
+            rbm = rbm.held(
+                visible, torch.full_like(rbm.b, torch.nan) if hidden is None else hidden
+            )
         if sampler is None:
             small = can_enumerate(rbm)
             sampler = ExactSampler() if small else GibbsSampler(n_sweeps=1000, n_anneal=1000)

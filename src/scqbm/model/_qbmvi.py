@@ -13,8 +13,10 @@ from scvi.model import SCVI
 from scvi.model.base import BaseModelClass
 
 from scqbm.model._counts import check_counts
+from scqbm.model._landscape_mixin import LandscapeMixin
 from scqbm.model._latent_mixin import LatentMixin
 from scqbm.model._prior_mixin import BoltzmannPriorMixin
+from scqbm.model._programs_mixin import ProgramsMixin
 from scqbm.model._to_disk import ToDiskMixin
 from scqbm.module import QBVAE, Relaxation
 from scqbm.samplers import Sampler, SamplerError
@@ -42,7 +44,15 @@ class _WithoutData(BaseModelClass):
         del self.registry_, self.summary_stats
 
 
-class QBMVI(ToDiskMixin, BoltzmannPriorMixin, LatentMixin, SCVI, _WithoutData):
+class QBMVI(
+    ToDiskMixin,
+    LandscapeMixin,
+    ProgramsMixin,
+    BoltzmannPriorMixin,
+    LatentMixin,
+    SCVI,
+    _WithoutData,
+):
     """scVI with a Boltzmann prior: a drop-in replacement for :class:`scvi.model.SCVI`.
 
     The latent code of a cell follows a restricted Boltzmann machine (RBM) that is learnt with the
