@@ -151,3 +151,53 @@ def test_models_that_are_none(models):
     ) as error:
         benchmark.generation(adata, {"few genes": adata.X[:, :20]}, np.arange(50))
     assert_one_sentence(error.value)
+
+
+def test_cells_on_request_are_judged_by_type():
+    """Against models whose new cells are real cells of the asked type, or of another one."""
+    adata = simulate(900, 60, n_types=3, n_batches=1, type_strength=3.0, seed=0)
+    labels = adata.obs["cell_type"].astype(str).to_numpy()
+    held_out = np.arange(0, 900, 3)
+
+    class Copies:
+        """Gives real cells of the type that was asked for, or of the next."""
+
+        def __init__(self, shift):
+            self.shift = shift
+
+        def _of(self, like, n):
+            names = sorted(set(labels))
+            one = names[(names.index(labels[like[0]]) + self.shift) % 3]
+            pool = np.intersect1d(
+                np.flatnonzero(labels == one), np.delete(np.arange(900), held_out)
+            )
+            return adata[np.random.default_rng(0).choice(pool, n, replace=n > len(pool))]
+
+        def sample_cells(self, n, like, seed):
+            return self._of(like, n)
+
+        def get_latent_representation(self, indices, representation):
+            assert representation == "sample"
+            return np.zeros((len(indices), 2))
+
+        def decode(self, codes, like, seed):
+            return self._of(like, len(codes))
+
+    table = benchmark.conditional_generation(
+        adata, {"right": Copies(0), "wrong": Copies(1)}, held_out, "cell_type", n_samples=80
+    )
+    scores = table[table["group"] == "mean"].set_index(["method", "metric"])["value"]
+    assert scores["right", "on type"] > 0.95 and scores["wrong", "on type"] < 0.05
+    assert scores["right", "on type, real cells"] > 0.95
+    assert scores["right", "on type, own codes"] == scores["right", "on type"]
+    assert scores["right", "two-sample accuracy"] < 0.65
+    assert scores["wrong", "two-sample accuracy"] > 0.95
+    assert set(table["group"]) == {"mean", *labels}
+    for given, says in (
+        ({"label_key": "type"}, "`label_key` must be a column"),
+        ({"label_key": "cell_type", "min_cells": 10_000}, "`min_cells` is 10000"),
+        ({"label_key": "cell_type", "n_samples": 0}, "`n_samples` must be an integer"),
+    ):
+        with pytest.raises(ValueError, match=says) as error:
+            benchmark.conditional_generation(adata, {}, held_out, **given)
+        assert_one_sentence(error.value)

@@ -2,6 +2,7 @@
 
 from scqbm.benchmark._batches import batches
 from scqbm.benchmark._classification import classification
+from scqbm.benchmark._conditional import conditional_generation
 from scqbm.benchmark._generation import generation
 from scqbm.benchmark._inputs import pca
 from scqbm.benchmark._integration import aggregates, integration
@@ -13,6 +14,7 @@ __all__ = [
     "aggregates",
     "batches",
     "classification",
+    "conditional_generation",
     "generation",
     "integration",
     "likelihood",

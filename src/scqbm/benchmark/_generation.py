@@ -82,7 +82,7 @@ def generation(
     # the components must not be fitted to the stand-ins: they would differ from held-out cells
     stand_in = rng.permutation(reference)[: min(len(real), len(reference) // 2)]
     others = np.setdiff1d(reference, stand_in)
-    space = _Space(adata.X[others], min(n_comps, len(others) - 1, adata.n_vars - 1))
+    space = Space(adata.X[others], min(n_comps, len(others) - 1, adata.n_vars - 1))
     namer = None
     if label_key is not None:
         labels = column(adata, "label_key", label_key)[others]
@@ -147,7 +147,7 @@ def mmd(a: np.ndarray, b: np.ndarray) -> float:
     )
 
 
-class _Space:
+class Space:
     """Principal components of log-normalised reference cells, and their most variable genes."""
 
     def __init__(self, counts, n_comps):

@@ -10,7 +10,7 @@ from scqbm.ising import RBM
 from scqbm.samplers._base import Draws
 from scqbm.samplers._gibbs import GibbsSampler
 
-_ROUNDS = 16  # of correction by chains that are annealed anew
+_ROUNDS = 8  # of correction by chains that are annealed anew
 _LEAST_VARIANCE = 0.02  # of a bit, by which a step is divided
 
 
@@ -19,8 +19,8 @@ def matching_fields(
     rbm: RBM,
     visible: Tensor,
     hidden: Tensor | None = None,
-    n_chains: int = 1000,
-    n_steps: int = 400,
+    n_chains: int = 500,
+    n_steps: int = 200,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Fields on top of the biases at which the units have these means; the couplings stay.

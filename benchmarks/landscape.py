@@ -1,0 +1,319 @@
+"""What the prior tells: basins, cells on request, novelty, doublets and gene programs.
+
+python benchmarks/landscape.py [--parts basins requests novelty programs] [--seeds 0 1 2]
+                               [--cells 3000] [--epochs N] [--quick]
+
+Appends tidy rows to results/landscape.csv and writes docs/results_landscape.md from it. Rows that
+are there already are skipped. --quick: few cells and epochs, one seed, nothing is written.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+if "OMP_NUM_THREADS" in os.environ:  # numba (scanpy) would raise torch's number again
+    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+
+import numpy as np
+import pandas as pd
+import scvi
+from scipy.spatial.distance import pdist, squareform
+from scipy.stats import spearmanr
+
+sys.path.insert(1, str(Path(__file__).parent / "cells"))
+from datasets import DATASETS, cells
+from tables import markdown
+
+from scqbm import QBMVI, benchmark, match_programs
+
+RESULTS = Path(__file__).parent / "results" / "landscape.csv"
+PAGE = Path(__file__).parents[1] / "docs" / "results_landscape.md"
+KEY = ["part", "dataset", "seed"]
+WHERE = {  # datasets of each part
+    "basins": ["simulated", "kang-donor", "pancreas"],
+    "requests": ["simulated", "kang-donor", "pancreas"],
+    "programs": ["kang-donor", "pancreas"],
+    "novelty": ["kang-donor", "pancreas"],
+}
+LEFT_OUT = 4  # cell types, one after the other
+INTERFERON = {"ISG15", "IFI6", "IFIT1", "IFIT2", "IFIT3", "MX1"}
+
+
+def fit(adata, batch, split, epochs, seed):
+    """A model with nb, as in the benchmark, and its own number of epochs."""
+    scvi.settings.seed = seed
+    QBMVI.setup_anndata(adata, batch_key=batch)
+    model = QBMVI(adata, gene_likelihood="nb")
+    model.train(
+        epochs, datasplitter_kwargs={"external_indexing": split}, enable_progress_bar=False
+    )
+    return model
+
+
+def best_leiden(codes, labels):
+    """ARI of Leiden clusters of the codes at the best of twelve resolutions."""
+    import scanpy as sc
+    from anndata import AnnData
+    from sklearn.metrics import adjusted_rand_score
+
+    graph = AnnData(codes)
+    sc.pp.neighbors(graph, use_rep="X", random_state=0)
+    scores = []
+    for resolution in np.geomspace(0.05, 2, 12):
+        sc.tl.leiden(
+            graph, resolution, flavor="igraph", n_iterations=2, directed=False, random_state=0
+        )
+        scores.append(adjusted_rand_score(labels, graph.obs["leiden"]))
+    return max(scores)
+
+
+def basins(model, its_cells, seed):
+    """Basins beside Leiden clusters and labels; barriers beside the truth, where it is known."""
+    from sklearn.metrics import adjusted_rand_score
+
+    adata, label = its_cells.adata, its_cells.dataset.label
+    labels = adata.obs[label].astype(str).to_numpy()
+    found = {}
+    for resolution in (0.0, 0.1, 0.3, 1.0):
+        landscape = model.get_landscape(
+            resolution=resolution, labels_key=label, seed=seed, silent=True
+        )
+        basin = adata.obs["basin"].astype(str)
+        found[f"basins ARI, resolution {resolution:g}"] = adjusted_rand_score(labels, basin)
+        found[f"basins, resolution {resolution:g}"] = landscape.n_obs
+    found["Leiden ARI, best resolution"] = best_leiden(model.get_latent_representation(), labels)
+    if its_cells.dataset.truth is not None:
+        landscape = model.get_landscape(
+            resolution=0.0, labels_key=label, seed=seed, silent=True, key_added=None
+        )
+        large = landscape[landscape.obs["n_cells"] >= 10]
+        truth = pd.DataFrame(adata.obsm[its_cells.dataset.truth] @ adata.varm["programs"].T)
+        centres = truth.groupby(labels).mean()
+        apart = pd.DataFrame(squareform(pdist(centres)), centres.index, centres.index)
+        names = large.obs["label"].astype(str)
+        climbs = large.obsp["barriers"].toarray()
+        pairs = [(i, j) for i in range(len(names)) for j in range(i) if names[i] != names[j]]
+        found["Spearman of barriers and distances"] = spearmanr(
+            [climbs[i, j] for i, j in pairs],
+            [apart.loc[names.iloc[i], names.iloc[j]] for i, j in pairs],
+        )[0]
+    return found
+
+
+def requests(model, its_cells, seed):
+    """Cells that were asked for by type, and the composition where nothing was asked."""
+    adata, label = its_cells.adata, its_cells.dataset.label
+    table = benchmark.conditional_generation(
+        adata, {"QBMVI": model}, its_cells.held_out, label, seed=seed
+    )
+    found = {f"{r.metric} ({r.group})": r.value for r in table.itertuples()}
+    free = benchmark.generation(
+        adata, {"QBMVI": model}, its_cells.held_out, label_key=label, seed=seed
+    )
+    for method in ("QBMVI", "real cells"):
+        some = free[(free["method"] == method) & (free["metric"] == "composition")]
+        found[f"composition, {method}"] = some["value"].iloc[0]
+    return found
+
+
+def programs(model, its_cells, seed, kept):
+    """Effects of the units, and how well the seeds agree; interferon between stim and control."""
+    adata = its_cells.adata
+    table = model.get_programs(n_genes=None, silent=True)
+    table.to_csv(kept / f"{seed}.csv", index=False)
+    found = {}
+    others = [pd.read_csv(kept / f"{s}.csv") for s in range(seed) if (kept / f"{s}.csv").exists()]
+    for other in others:
+        genes = set(table["target"]) & set(other["target"])  # each seed has its own cells
+        similar = match_programs(*(t[t["target"].isin(genes)] for t in (table, other)))[
+            "similarity"
+        ]
+        number = others.index(other)
+        found[f"median best match with seed {number}"] = similar.median()
+        found[f"share of matches above 0.7 with seed {number}"] = (similar > 0.7).mean()
+    if "stim" in adata.obs or "condition" in adata.obs or "batch" in adata.obs:
+        column = next(c for c in ("stim", "condition", "batch") if c in adata.obs)
+        values = adata.obs[column].astype(str)
+        if values.nunique() == 2:
+            codes = model.get_latent_representation()
+            one = (values == values.iloc[0]).to_numpy()
+            gap = np.abs(codes[one].mean(0) - codes[~one].mean(0))
+            ranks = []
+            for rank, unit in enumerate(np.argsort(-gap)[:10], 1):
+                rows = table[table["source"] == f"unit_{unit}"].head(20)
+                if len(INTERFERON & set(rows["target"])) >= 3:
+                    ranks.append(rank)
+            found["rank of the first interferon unit"] = min(ranks, default=np.nan)
+    return found
+
+
+def scores_of_cells(model, query, reference, seed):
+    """What might tell unusual cells: higher is more unusual."""
+    from sklearn.neighbors import NearestNeighbors
+
+    codes = model.get_latent_representation(query)
+    near = NearestNeighbors(n_neighbors=15).fit(model.get_latent_representation(indices=reference))
+    return {
+        "energy": model.get_prior_energy(query, seed=seed),
+        "potential (csp)": model.get_prior_energy(query, kind="csp"),
+        "reconstruction error": _reconstruction(model, query),
+        "log p(x)": -model.get_marginal_ll(
+            query, n_mc_samples=50, n_mc_samples_per_pass=10, return_mean=False
+        ),
+        "distance to the reference": near.kneighbors(codes)[0].mean(1),
+    }
+
+
+def _reconstruction(model, query):
+    """Minus log p(x | z) at one draw of each code."""
+    import torch
+
+    parts = []
+    adata = model._validate_anndata(query)
+    for tensors in model._make_data_loader(adata, batch_size=512):
+        with torch.inference_mode():
+            _, _, loss = model.module(tensors)
+        parts.append(loss.dict_sum(loss.reconstruction_loss).numpy())
+    return np.concatenate(parts)
+
+
+def novelty(its_cells, epochs, seed):
+    """AUROC of each score among held-out cells: for a type that was left out, and for doublets."""
+    from sklearn.metrics import roc_auc_score
+
+    adata, label = its_cells.adata, its_cells.dataset.label
+    labels = adata.obs[label].astype(str).to_numpy()
+    held_out = its_cells.held_out
+    counts = pd.Series(labels[held_out]).value_counts()
+    able = counts.index[counts >= 8]
+    chosen = np.random.default_rng(seed).permutation(sorted(able))[:LEFT_OUT]
+    found = {}
+    for one in chosen:
+        known = labels != one
+        split = [
+            np.flatnonzero(np.isin(np.flatnonzero(known), part))
+            for part in (its_cells.train, held_out)
+        ]
+        model = fit(adata[known].copy(), its_cells.dataset.batch, split, epochs, seed)
+        scores = scores_of_cells(model, adata[held_out].copy(), split[0], seed)
+        new = ~known[held_out]
+        for name, score in scores.items():
+            found[f"AUROC of {name}: {one} left out"] = roc_auc_score(new, score)
+    query = _with_doublets(adata[held_out], its_cells.dataset.batch, seed)
+    scores = scores_of_cells(model, query, split[0], seed)
+    for name, score in scores.items():
+        found[f"AUROC of {name}: doublets"] = roc_auc_score(query.obs["doublet"], score)
+    return found
+
+
+def _with_doublets(adata, batch_key, seed):
+    """The cells, and half as many sums of two of one batch, thinned to the depth of one cell."""
+    rng = np.random.default_rng(seed)
+    n = adata.n_obs // 2
+    first = rng.permutation(adata.n_obs)[:n]
+    batch = adata.obs[batch_key].astype(str).to_numpy()
+    second = np.array([rng.choice(np.flatnonzero(batch == batch[i])) for i in first])
+    both = (adata.X[first] + adata.X[second]).tocsr()
+    both.data = rng.binomial(both.data.astype(np.int64), 0.5).astype(np.float32)
+    query = adata[np.concatenate([np.arange(adata.n_obs), first])].copy()
+    query.obs_names_make_unique()
+    from scipy import sparse
+
+    query.X = sparse.vstack([adata.X, both]).tocsr()
+    query.obs["doublet"] = np.arange(query.n_obs) >= adata.n_obs
+    return query
+
+
+def page(rows):
+    """One table a part: means over seeds with their range."""
+    versions = rows["versions"].iloc[-1]
+    texts = [f"Means over seeds, and the smallest and largest of them. {versions}."]
+    for part, some in rows.groupby("part", sort=False):
+        table = []
+        grouped = some.groupby(["metric", "dataset"], sort=False)["value"]
+        names = list(dict.fromkeys(some["dataset"]))
+        for metric in dict.fromkeys(some["metric"]):
+            row = {"": metric}
+            for name in names:
+                key = (metric, name)
+                if key not in grouped.groups:
+                    row[name] = ""
+                    continue
+                values = grouped.get_group(key)
+                text = f"{values.mean():.3g}"
+                if len(values) > 1:
+                    text += f" ({values.min():.3g} to {values.max():.3g})"
+                row[name] = text
+            table.append(row)
+        texts.append(f"## {part.capitalize()}\n\n{markdown(table)}")
+    return "\n\n".join(texts) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", nargs="+", choices=list(WHERE), default=list(WHERE))
+    parser.add_argument("--datasets", nargs="+", choices=list(DATASETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--cells", type=int, default=3000)
+    parser.add_argument("--epochs", type=int, help="default: those of QBMVI")
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    if args.quick:
+        args.cells, args.epochs, args.seeds = 800, 10, [0]
+    rows = pd.read_csv(RESULTS) if RESULTS.exists() and not args.quick else pd.DataFrame()
+    kept = Path(tempfile.gettempdir()) / "scqbm_programs"
+    versions = ", ".join(
+        f"{p} {importlib.metadata.version(p)}" for p in ("scqbm", "scvi-tools", "torch")
+    )
+    for seed in args.seeds:
+        for name in args.datasets or dict.fromkeys(n for p in args.parts for n in WHERE[p]):
+            done = set()
+            if len(rows):
+                done = set(rows[(rows["dataset"] == name) & (rows["seed"] == seed)]["part"])
+            todo = [p for p in args.parts if name in WHERE[p] and p not in done]
+            if not todo:
+                continue
+            try:
+                its_cells = cells(name, args.cells, seed)
+            except OSError as error:  # no such file
+                print(f"{name} is left out: {error}", flush=True)
+                continue
+            model = None
+            if set(todo) - {"novelty"}:
+                split = [its_cells.train, its_cells.held_out]
+                model = fit(its_cells.adata, its_cells.dataset.batch, split, args.epochs, seed)
+            for part in todo:
+                if part == "novelty":
+                    found = novelty(its_cells, args.epochs, seed)
+                elif part == "programs":
+                    (kept / name).mkdir(parents=True, exist_ok=True)
+                    found = programs(model, its_cells, seed, kept / name)
+                else:
+                    found = {"basins": basins, "requests": requests}[part](model, its_cells, seed)
+                new = pd.DataFrame(
+                    {
+                        "part": part,
+                        "dataset": name,
+                        "seed": seed,
+                        "metric": list(found),
+                        "value": list(found.values()),
+                        "cells": its_cells.adata.n_obs,
+                        "versions": versions,
+                    }
+                )
+                print(new[[*KEY, "metric", "value"]].to_string(index=False), flush=True)
+                rows = pd.concat([rows, new], ignore_index=True)
+                if not args.quick:
+                    rows.to_csv(RESULTS, index=False)
+                    PAGE.write_text(page(rows))
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    main()

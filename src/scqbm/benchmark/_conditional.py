@@ -1,0 +1,113 @@
+"""New cells of a cell type that was asked for, beside real cells of that type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scqbm import _checks
+from scqbm.benchmark._classification import classify_by
+from scqbm.benchmark._generation import Space, two_sample_accuracy
+from scqbm.benchmark._inputs import check_models, column, known, rows
+
+
+def conditional_generation(
+    adata: AnnData,
+    models: Mapping[str, Any],
+    held_out: Sequence[int] | Sequence[bool],
+    label_key: str,
+    *,
+    n_samples: int = 300,
+    min_cells: int = 100,
+    n_comps: int = 30,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Whether new cells that a model was asked for are of the type that was asked for.
+
+    Parameters
+    ----------
+    adata
+        The data of the models, with raw counts in ``X``.
+    models
+        From a name to a trained :class:`scqbm.QBMVI`.
+    held_out
+        Cells that no model was trained on: their positions, or a Boolean mask of all cells. All
+        other cells are the reference, which names the type that is asked for.
+    label_key
+        Column of ``adata.obs`` with the cell types.
+    n_samples
+        New cells of each type, and at most this many held-out ones.
+    min_cells
+        Types with fewer cells than this are left out.
+    n_comps
+        Principal components, fitted to the reference, in which cells are compared.
+    seed
+        Seed of all random draws.
+
+    Returns
+    -------
+    Tidy table with the columns ``method``, ``group`` (the cell type, or ``"mean"``), ``metric``
+    and ``value``. The metrics are:
+
+    - ``on type``: share of the new cells that a classifier, trained on the reference, gives the
+      type that was asked for;
+    - ``two-sample accuracy``: balanced, cross-validated accuracy at which gradient boosting tells
+      the new cells from held-out cells of the type.
+
+    Beside both stand the same with ``, own codes``: the codes are draws from the posteriors of the
+    type's own cells, not from the prior; and beside the first ``on type, real cells``.
+
+    Examples
+    --------
+    >>> held_out = model.validation_indices
+    >>> scqbm.benchmark.conditional_generation(adata, {"QBMVI": model}, held_out, "cell_type")
+    """
+    check_models(models)
+    _checks.whole("n_samples", n_samples)
+    _checks.whole("min_cells", min_cells)
+    held_out = _checks.which_cells(adata.n_obs, held_out, "held_out")
+    labels = column(adata, "label_key", label_key)
+    reference = np.setdiff1d(np.arange(adata.n_obs), held_out)
+    if not len(held_out) or not len(reference):
+        raise ValueError("`held_out` must leave both held-out and other cells.")
+    space = Space(adata.X[reference], min(n_comps, len(reference) - 1, adata.n_vars - 1))
+    named = reference[known(labels[reference])]
+    namer = classify_by("logistic regression", seed).fit(
+        space(adata.X[named]), labels[named].astype(str)
+    )
+    counts = pd.Series(labels[known(labels)].astype(str)).value_counts()
+    types = sorted(counts.index[counts >= min_cells])
+    if not types:
+        raise ValueError(f"`min_cells` is {min_cells}, but no type has so many cells.")
+    rng = np.random.default_rng(seed)
+    table = []
+    for name, model in models.items():
+        scores = []
+        for one in types:
+            of_type = np.flatnonzero(labels == one)
+            mine = np.intersect1d(of_type, reference)
+            real = rng.permutation(np.intersect1d(of_type, held_out))[:n_samples]
+            if len(mine) == 0 or len(real) < 10:  # five folds of two
+                continue
+            new = model.sample_cells(n_samples, like=mine, seed=seed)
+            source = rng.choice(mine, n_samples, replace=n_samples > len(mine))
+            codes = model.get_latent_representation(indices=source, representation="sample")
+            own = model.decode(codes, like=mine, seed=seed)
+            theirs = space(adata.X[np.sort(real)])
+            values = {
+                "on type": (namer.predict(space(new.X)) == one).mean(),
+                "on type, real cells": (namer.predict(theirs) == one).mean(),
+                "on type, own codes": (namer.predict(space(own.X)) == one).mean(),
+                "two-sample accuracy": two_sample_accuracy(space(new.X), theirs, seed=seed),
+                "two-sample accuracy, own codes": two_sample_accuracy(
+                    space(own.X), theirs, seed=seed
+                ),
+            }
+            scores.append(values)
+            table += rows(name, one, values)
+        table += rows(name, "mean", pd.DataFrame(scores).mean().to_dict())
+    return pd.DataFrame(table)
