@@ -1,10 +1,11 @@
 """What the prior tells: basins, cells on request, novelty, doublets and gene programs.
 
 python benchmarks/landscape.py [--parts basins requests novelty programs] [--seeds 0 1 2]
-                               [--cells 3000] [--epochs N] [--quick]
+                               [--cells 3000] [--epochs N] [--quick] [--pictures]
 
 Appends tidy rows to results/landscape.csv and writes docs/results_landscape.md from it. Rows that
 are there already are skipped. --quick: few cells and epochs, one seed, nothing is written.
+--pictures: instead, the pictures of docs/landscape.md.
 """
 
 import argparse
@@ -228,6 +229,28 @@ def _with_doublets(adata, batch_key, seed):
     return query
 
 
+def pictures(its_cells, epochs, seed):
+    """The pictures of docs/landscape.md."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from scqbm import pl
+
+    adata, label = its_cells.adata, its_cells.dataset.label
+    split = [its_cells.train, its_cells.held_out]
+    model = fit(adata, its_cells.dataset.batch, split, epochs, seed)
+    landscape = model.get_landscape(labels_key=label, seed=seed)
+    adata.obsm["X_qbmvi"] = model.get_latent_representation()
+    for name, ax in {
+        "landscape": pl.landscape(landscape, color="label"),
+        "merge_tree": pl.merge_tree(landscape, label="label"),
+        "units": pl.units(adata, label),
+        "couplings": pl.couplings(model),
+        "new_cells": pl.new_cells(adata, model.sample_cells(1000, seed=seed)),
+    }.items():
+        ax.figure.savefig(PAGE.parent / "_static" / f"{name}.png", dpi=110)
+
+
 def page(rows):
     """One table a part: means over seeds with their range."""
     versions = rows["versions"].iloc[-1]
@@ -249,7 +272,7 @@ def page(rows):
                     text += f" ({values.min():.3g} to {values.max():.3g})"
                 row[name] = text
             table.append(row)
-        texts.append(f"## {part.capitalize()}\n\n{markdown(table)}")
+        texts.append(f"### {part.capitalize()}\n\n{markdown(table)}")
     return "\n\n".join(texts) + "\n"
 
 
@@ -263,9 +286,13 @@ def main():
     parser.add_argument("--cells", type=int, default=3000)
     parser.add_argument("--epochs", type=int, help="default: those of QBMVI")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--pictures", action="store_true")
     args = parser.parse_args()
     if args.quick:
         args.cells, args.epochs, args.seeds = 800, 10, [0]
+    if args.pictures:
+        pictures(cells("kang-donor", args.cells, args.seeds[0]), args.epochs, args.seeds[0])
+        return
     rows = pd.read_csv(RESULTS) if RESULTS.exists() and not args.quick else pd.DataFrame()
     kept = Path(tempfile.gettempdir()) / "scqbm_programs"
     versions = ", ".join(
