@@ -9,6 +9,7 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 from small_models import BITS, BITS_HIDDEN, NORMAL, each_family, trained
 
+from scqbm import QBMVI
 from scqbm.ising import all_states
 from scqbm.samplers import DimodSampler
 
@@ -82,6 +83,19 @@ def test_codes_like_some_cells_have_their_mean(family):
     assert np.abs(found / 4000 - q).sum() / 2 < 0.1
 
 
+def test_more_strength_goes_further_the_same_way():
+    model = strong(BITS, 0.5)
+    codes = model.get_latent_representation()
+    cells = np.argsort(codes[:, 0])[-15:]
+    free, once, twice = (
+        model.sample_prior(4000, **given).mean(0)
+        for given in ({}, {"like": cells}, {"like": cells, "strength": 3})
+    )
+    moved = np.abs(once - free) > 0.1
+    assert moved.any()
+    assert (np.sign(twice - once) == np.sign(once - free))[moved].all()
+
+
 def test_like_takes_columns_a_mask_or_positions_and_their_batch_and_depth():
     model = trained()
     obs = model.adata.obs
@@ -131,6 +145,29 @@ def test_new_cells_like_some_go_to_a_file(tmp_path):
     assert set(anndata.read_h5ad(tmp_path / "cells.h5ad").obs["batch"]) == {"batch_0"}
 
 
+def test_conditions_and_the_landscape_of_a_loaded_minified_or_query_model(tmp_path):
+    model = trained()
+    model.save(tmp_path / "model", save_anndata=True)
+    loaded = QBMVI.load(tmp_path / "model")
+    cells = loaded.sample_cells(20, like={"labels": "label_1"})
+    assert (cells.X != model.sample_cells(20, like={"labels": "label_1"}).X).nnz == 0
+    query = model.adata.copy()
+    query.obs["batch"] = "new"
+    mapped = QBMVI.load_query_data(query, loaded)
+    mapped.train(1, accelerator="cpu", enable_progress_bar=False)
+    for one in (mapped, loaded):
+        one.get_landscape(labels_key="labels", silent=True)
+        assert one.adata.obs["basin"].notna().all()
+        assert len(one.get_programs(n_genes=2, silent=True)) == 10
+    assert set(mapped.sample_cells(20, like={"batch": "new"}).obs["batch"]) == {"new"}
+    codes = loaded.get_latent_representation(return_dist=True)
+    loaded.adata.obsm["mean"], loaded.adata.obsm["variance"] = codes
+    loaded.minify_adata(use_latent_qzm_key="mean", use_latent_qzv_key="variance")
+    assert loaded.get_landscape(silent=True).obs["n_cells"].sum() == loaded.adata.n_obs
+    assert loaded.sample_cells(20, like={"labels": "label_1"}).n_obs == 20
+    assert len(loaded.get_programs(n_genes=2, silent=True)) == 10
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -145,6 +182,7 @@ def test_new_cells_like_some_go_to_a_file(tmp_path):
         ({"steer": {"a": 1}}, "`steer` must name units"),
         ({"steer": {1: 0.5}}, "`steer` must give unit 1 the value 0 or 1, not 0.5"),
         ({"steer": {1: float("nan")}}, "`steer` must give unit 1"),
+        ({"like": [0], "strength": 0}, "`strength` must be positive"),
         ({"n_samples": 2.5}, "`n_samples` must be an integer"),
     ],
 )

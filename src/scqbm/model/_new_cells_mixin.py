@@ -10,7 +10,7 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from scqbm._checks import whole
+from scqbm._checks import positive, whole
 from scqbm.ising import can_enumerate
 from scqbm.model._conditions import (
     Like,
@@ -47,6 +47,7 @@ class NewCellsMixin(_Model):
         seed: int = 0,
         *,
         like: Like | None = None,
+        strength: float = 1.0,
         steer: Mapping[int, float] | None = None,
     ) -> np.ndarray:
         """Codes drawn from the prior, shape ``(n_samples, n_latent)``.
@@ -59,14 +60,14 @@ class NewCellsMixin(_Model):
             By default exact where the prior is small enough, else annealed block Gibbs chains.
         seed
             Seed of the draws.
-        like, steer
+        like, strength, steer
             Which codes, see :meth:`sample_cells`; all that the prior has by default.
         """
         whole("n_samples", n_samples)
         if sampler is not None:
             check_sampler(sampler)
         cells = None if like is None else self._cells_like(like)
-        return self._draw_codes(n_samples, sampler, seed, cells, steer)
+        return self._draw_codes(n_samples, sampler, seed, cells, strength, steer)
 
     def sample_cells(
         self,
@@ -75,6 +76,7 @@ class NewCellsMixin(_Model):
         batch: str | None = None,
         library_size: float | None = None,
         like: Like | None = None,
+        strength: float = 1.0,
         steer: Mapping[int, float] | None = None,
         sampler: Sampler | None = None,
         seed: int = 0,
@@ -97,6 +99,9 @@ class NewCellsMixin(_Model):
             or positions. Fields on the units are added to the prior, so that the mean code is that
             of these cells. The couplings stay, so that every sampler can be used. Batch, depth and
             covariates are those of these cells.
+        strength
+            Factor on these fields. 1 gives cells that are spread as those of ``like``; with more,
+            for example 2, the cells are more typical and more alike.
         steer
             Units of the code that are fixed, and their values: ``{3: 1, 17: 0}``.
         sampler
@@ -124,7 +129,7 @@ class NewCellsMixin(_Model):
         if sampler is not None:
             check_sampler(sampler)
         cells = None if like is None else self._cells_like(like)
-        codes = self._draw_codes(n_samples, sampler, seed, cells, steer)
+        codes = self._draw_codes(n_samples, sampler, seed, cells, strength, steer)
         drawn = self.decode(
             codes,
             batch=batch,
@@ -140,6 +145,7 @@ class NewCellsMixin(_Model):
             "batch": batch,
             "library_size": library_size,
             "like": None if like is None or cells is None else describe(like, len(cells)),
+            "strength": None if cells is None else float(strength),
             "steer": None if steer is None else {str(unit): x for unit, x in steer.items()},
         }
         drawn.uns["sample_cells"] = {k: v for k, v in made.items() if v is not None}
@@ -212,16 +218,19 @@ class NewCellsMixin(_Model):
         sampler: Sampler | None,
         seed: int,
         cells: np.ndarray | None = None,
+        strength: float = 1.0,
         steer: Mapping[int, float] | None = None,
     ) -> np.ndarray:
         """Codes from the prior, given the cells that they resemble and units that are fixed."""
+        positive("strength", strength)
         prior = self._prior()
         generator = torch.Generator(device=prior.log_z.device).manual_seed(seed)
         rbm, fixed = prior.rbm(), None
         if cells is not None:
             mean = self.get_latent_representation(indices=cells).mean(0)
             layers = prior.layers(torch.as_tensor(mean, device=prior.log_z.device))
-            rbm = rbm.shifted(*matching_fields(rbm, *layers, generator=generator))
+            fields = matching_fields(rbm, *layers, generator=generator)
+            rbm = rbm.shifted(*(strength * field for field in fields))
         if steer is not None:
             fixed = fixed_units(steer, prior).to(rbm.W)
             visible, hidden = prior.layers(fixed)
