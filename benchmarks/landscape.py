@@ -81,7 +81,7 @@ def basins(model, its_cells, seed):
     found = {}
     for resolution in (0.0, 0.1, 0.3, 1.0):
         landscape = model.get_landscape(
-            resolution=resolution, labels_key=label, seed=seed, silent=True
+            resolution=resolution, min_cells=0, labels_key=label, seed=seed, silent=True
         )
         basin = adata.obs["basin"].astype(str)
         found[f"basins ARI, resolution {resolution:g}"] = adjusted_rand_score(labels, basin)
@@ -89,7 +89,7 @@ def basins(model, its_cells, seed):
     found["Leiden ARI, best resolution"] = best_leiden(model.get_latent_representation(), labels)
     if its_cells.dataset.truth is not None:
         landscape = model.get_landscape(
-            resolution=0.0, labels_key=label, seed=seed, silent=True, key_added=None
+            resolution=0.0, min_cells=0, seed=seed, labels_key=label, silent=True, key_added=None
         )
         large = landscape[landscape.obs["n_cells"] >= 10]
         truth = pd.DataFrame(adata.obsm[its_cells.dataset.truth] @ adata.varm["programs"].T)
@@ -255,7 +255,8 @@ def page(rows):
     """One table a part: means over seeds with their range."""
     versions = rows["versions"].iloc[-1]
     texts = [f"Means over seeds, and the smallest and largest of them. {versions}."]
-    for part, some in rows.groupby("part", sort=False):
+    single = rows["metric"].str.contains(r"\((?!mean)[^)]*\)$")  # of one cell type
+    for part, some in rows[~single | (rows["part"] == "novelty")].groupby("part", sort=False):
         table = []
         grouped = some.groupby(["metric", "dataset"], sort=False)["value"]
         names = list(dict.fromkeys(some["dataset"]))

@@ -129,6 +129,20 @@ def test_the_tree_against_the_lowest_passes_of_all_paths():
     assert len(set(tree.cut(100.0))) == 1
 
 
+def test_states_with_few_cells_join_the_deeper_one():
+    """A chain 3 -> 2 -> 1 -> 0, and 4 that nothing connects."""
+    energy = np.array([0.0, 1.0, 2.0, 3.0, 0.5])
+    tree = merge_tree(energy, np.array([(0, 1), (1, 2), (2, 3)]), np.array([9.0, 8.0, 7.0]))
+    assert tree.parent.tolist() == [-1, 0, 1, 2, -1]
+    counts = np.array([1, 4, 3, 2, 0])
+    assert tree.cut(0.0, counts, 0).tolist() == [0, 1, 2, 3, 4]
+    assert tree.cut(0.0, counts, 3).tolist() == [0, 1, 2, 2, 4]
+    assert tree.cut(0.0, counts, 5).tolist() == [0, 0, 2, 2, 4]  # 2 stands for five by then
+    assert tree.cut(0.0, counts, 6).tolist() == [0, 1, 1, 1, 4]  # and 1 for nine
+    assert tree.cut(0.0, counts, 100).tolist() == [0, 0, 0, 0, 4]
+    assert tree.cut(5.0, counts, 0).tolist() == [0, 1, 2, 2, 4]  # only 3 is less than 5 deep
+
+
 def test_states_that_nothing_connects_stay_apart():
     tree = merge_tree(np.array([0.0, -1.0, 2.0]), np.array([[0, 1]]), np.array([0.5]))
     assert tree.parent.tolist() == [1, -1, -1]
@@ -150,7 +164,9 @@ def strong(family, scale=3.0):
 def test_basins_of_a_model(family, tmp_path):
     model = strong(family)
     adata = model.adata
-    landscape = model.get_landscape(resolution=0.0, labels_key="labels", n_samples=3000)
+    landscape = model.get_landscape(
+        resolution=0.0, min_cells=0, labels_key="labels", n_samples=3000
+    )
     energy = PairEnergy.of(model.module.prior.rbm())
     values = energy.energy(all_states(len(energy.field))).numpy()
     obs = landscape.obs
@@ -194,7 +210,7 @@ def test_basins_of_a_model(family, tmp_path):
 def test_the_mass_of_a_basin_is_that_of_the_prior(family):
     """Against the probabilities of all states of the machine that run down to it."""
     model = strong(family, 1.5)
-    landscape = model.get_landscape(resolution=0.0, n_samples=20_000, key_added=None)
+    landscape = model.get_landscape(resolution=0.0, min_cells=0, n_samples=20_000, key_added=None)
     assert "basin" not in model.adata.obs
     prior = model.module.prior
     energy = PairEnergy.of(prior.rbm())
@@ -212,8 +228,8 @@ def test_the_mass_of_a_basin_is_that_of_the_prior(family):
 
 def test_a_coarser_resolution_merges_basins_and_keeps_the_deep_ones():
     model = strong(BITS_HIDDEN)
-    fine = model.get_landscape(resolution=0.0, silent=True)
-    coarse = model.get_landscape(resolution=3.0, silent=True)
+    fine = model.get_landscape(resolution=0.0, min_cells=0, silent=True)
+    coarse = model.get_landscape(resolution=3.0, min_cells=0, silent=True)
     assert 1 <= coarse.n_obs < fine.n_obs
     assert (coarse.obs["depth"] >= 3.0).all()
     deep = fine.obs["depth"] >= 3.0
@@ -221,6 +237,11 @@ def test_a_coarser_resolution_merges_basins_and_keeps_the_deep_ones():
         np.sort(coarse.obs["energy"]), np.sort(fine.obs["energy"][deep]), rtol=1e-6
     )
     assert coarse.uns["resolution"] == 3.0
+    few = model.get_landscape(resolution=0.0, min_cells=15, silent=True)
+    deepest = few.obs["depth"] == np.inf
+    assert (few.obs["n_cells"] >= 15)[~deepest].all()
+    assert few.obs["n_cells"].sum() == model.adata.n_obs
+    assert few.obs["mass"].sum() == pytest.approx(1)
 
 
 def test_some_cells_and_minibatches():
@@ -241,6 +262,7 @@ def test_some_cells_and_minibatches():
         ({"resolution": -1}, "`resolution` must be 0 or more"),
         ({"resolution": "fine"}, "`resolution` must be 0 or more"),
         ({"labels_key": "type"}, "`labels_key` must be a column"),
+        ({"min_cells": -1}, "`min_cells` must be an integer"),
         ({"n_samples": 0}, "`n_samples` must be an integer"),
         ({"indices": []}, "`indices` names no cells"),
         ({"dataloader": [], "labels_key": "labels"}, "`labels_key` needs cells"),

@@ -30,18 +30,32 @@ class MergeTree:
         """How deep each state is: the climb out of it to a deeper one."""
         return self.height - self.energy
 
-    def cut(self, resolution: float) -> np.ndarray:
-        """For each state, the state that it belongs to if those less deep than this have merged.
+    def cut(
+        self, resolution: float, counts: np.ndarray | None = None, least: int = 0
+    ) -> np.ndarray:
+        """For each state, the state that it belongs to once shallow and rare ones have merged.
 
         Parameters
         ----------
         resolution
             Least depth of a state that stands for itself; 0 keeps all.
+        counts
+            How many cells run down to each state.
+        least
+            A state that stands for fewer cells than this joins the deeper one as well.
         """
-        belongs = np.arange(len(self.energy))
-        # a parent is deeper, so it comes first
-        for state in np.lexsort((np.arange(len(self.energy)), self.energy)):
-            if self.parent[state] >= 0 and self.persistence[state] < resolution:
+        n = len(self.energy)
+        deepest_first = np.lexsort((np.arange(n), self.energy))
+        own = (self.persistence >= resolution) | (self.parent < 0)
+        of_state = np.zeros(n, int) if counts is None else np.array(counts)
+        for state in deepest_first[::-1]:  # what merges into a state stands before it here
+            if self.parent[state] >= 0:
+                own[state] &= of_state[state] >= least
+                if not own[state]:
+                    of_state[self.parent[state]] += of_state[state]
+        belongs = np.arange(n)
+        for state in deepest_first:
+            if not own[state]:
                 belongs[state] = belongs[self.parent[state]]
         return belongs
 

@@ -39,6 +39,7 @@ class LandscapeMixin(_Model):
         dataloader: Iterable[dict[str, Tensor]] | None = None,
         *,
         resolution: float = 0.3,
+        min_cells: int = 10,
         labels_key: str | None = None,
         key_added: str | None = "basin",
         n_samples: int = 2000,
@@ -64,6 +65,8 @@ class LandscapeMixin(_Model):
         resolution
             Least depth of a basin, in units of the temperature: how far the energy must rise on
             the way out to a deeper one. 0 keeps every state apart.
+        min_cells
+            A basin with fewer cells joins the deeper one that it would merge into; 0 keeps them.
         labels_key
             Column of ``obs`` with cell types, to name the most frequent type of each basin.
         key_added
@@ -94,6 +97,7 @@ class LandscapeMixin(_Model):
         >>> scqbm.pl.landscape(landscape, color="label")
         """
         _checks.amount("resolution", resolution)
+        _checks.whole("min_cells", min_cells, 0)
         _checks.whole("n_samples", n_samples)
         self._check_if_trained(warn=False)
         if dataloader is None:
@@ -119,7 +123,7 @@ class LandscapeMixin(_Model):
         states, visits = _states(energy, bits, len(codes))
         tree = _tree(energy, states, silent)
         landscape = _as_anndata(
-            prior, rbm, energy, states, tree, visits, len(codes), resolution, silent
+            prior, rbm, energy, states, tree, visits, len(codes), resolution, min_cells
         )
         basin = pd.Categorical(landscape.uns.pop("cells"), categories=landscape.obs_names)
         if dataloader is None:
@@ -209,9 +213,10 @@ def _as_anndata(
     visits: np.ndarray,
     n_cells: int,
     resolution: float,
-    silent: bool,
+    min_cells: int,
 ) -> AnnData:
-    belongs = tree.cut(resolution)
+    counts = np.bincount(visits[:n_cells], minlength=len(states))
+    belongs = tree.cut(resolution, counts, min_cells)
     of_cells, of_draws = belongs[visits[:n_cells]], belongs[visits[n_cells:]]
     deepest = np.unique(belongs)
     n = np.array([(of_cells == state).sum() for state in deepest])

@@ -13,15 +13,14 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-_WEAKEST = 0.2  # connectivity below which an edge is left out
-
 
 def landscape(landscape: AnnData, color: str | None = None, ax: Axes | None = None) -> Axes:
     """Plot the basins of a prior as a graph.
 
     The area of a circle grows with the number of cells, and its colour shows the energy, or the
     categories of ``color``. A line is the thicker, the less the energy must rise on the way from
-    one basin to the other.
+    one basin to the other. The lines are the easiest ways that connect all basins, and the
+    easiest way out of each.
 
     Parameters
     ----------
@@ -49,12 +48,13 @@ def landscape(landscape: AnnData, color: str | None = None, ax: Axes | None = No
     from matplotlib.patheffects import withStroke
 
     obs = landscape.obs
-    graph = nx.Graph()
-    graph.add_nodes_from(range(len(obs)))
-    edges = landscape.obsp["connectivities"].tocoo()
-    for i, j, value in zip(edges.row, edges.col, edges.data, strict=True):
-        if i < j and value >= _WEAKEST:
-            graph.add_edge(int(i), int(j), weight=float(value))
+    strength = landscape.obsp["connectivities"].toarray()
+    whole = nx.from_numpy_array(strength)
+    graph = nx.maximum_spanning_tree(whole)
+    for i in range(len(obs)):  # and the strongest link of each
+        j = int(strength[i].argmax())
+        if strength[i, j] > 0:
+            graph.add_edge(i, j, weight=strength[i, j])
     places = nx.spring_layout(graph, seed=0, k=1.5 / np.sqrt(max(len(obs), 1)), iterations=200)
     xy = np.array([places[i] for i in range(len(obs))]).reshape(-1, 2)
     if ax is None:
