@@ -80,9 +80,7 @@ def basins(model, its_cells, seed):
     labels = adata.obs[label].astype(str).to_numpy()
     found = {}
     for resolution in (0.0, 0.1, 0.3, 1.0):
-        landscape = model.get_landscape(
-            resolution=resolution, min_cells=0, labels_key=label, seed=seed, silent=True
-        )
+        landscape = model.get_landscape(resolution=resolution, seed=seed, silent=True)
         basin = adata.obs["basin"].astype(str)
         found[f"basins ARI, resolution {resolution:g}"] = adjusted_rand_score(labels, basin)
         found[f"basins, resolution {resolution:g}"] = landscape.n_obs
@@ -96,7 +94,7 @@ def basins(model, its_cells, seed):
         centres = truth.groupby(labels).mean()
         apart = pd.DataFrame(squareform(pdist(centres)), centres.index, centres.index)
         names = large.obs["label"].astype(str)
-        climbs = large.obsp["barriers"].toarray()
+        climbs = -np.log(large.obsp["connectivities"].toarray() + np.eye(large.n_obs))
         pairs = [(i, j) for i in range(len(names)) for j in range(i) if names[i] != names[j]]
         found["Spearman of barriers and distances"] = spearmanr(
             [climbs[i, j] for i, j in pairs],
@@ -127,13 +125,14 @@ def programs(model, its_cells, seed, kept):
     table = model.get_programs(n_genes=None, silent=True)
     table.to_csv(kept / f"{seed}.csv", index=False)
     found = {}
-    others = [pd.read_csv(kept / f"{s}.csv") for s in range(seed) if (kept / f"{s}.csv").exists()]
-    for other in others:
+    for number in range(seed):
+        if not (kept / f"{number}.csv").exists():
+            continue
+        other = pd.read_csv(kept / f"{number}.csv")
         genes = set(table["target"]) & set(other["target"])  # each seed has its own cells
         similar = match_programs(*(t[t["target"].isin(genes)] for t in (table, other)))[
             "similarity"
         ]
-        number = others.index(other)
         found[f"median best match with seed {number}"] = similar.median()
         found[f"share of matches above 0.7 with seed {number}"] = (similar > 0.7).mean()
     if "stim" in adata.obs or "condition" in adata.obs or "batch" in adata.obs:
@@ -204,6 +203,8 @@ def novelty(its_cells, epochs, seed):
         new = ~known[held_out]
         for name, score in scores.items():
             found[f"AUROC of {name}: {one} left out"] = roc_auc_score(new, score)
+    split = [its_cells.train, held_out]
+    model = fit(adata, its_cells.dataset.batch, split, epochs, seed)
     query = _with_doublets(adata[held_out], its_cells.dataset.batch, seed)
     scores = scores_of_cells(model, query, split[0], seed)
     for name, score in scores.items():
@@ -295,7 +296,7 @@ def main():
         pictures(cells("kang-donor", args.cells, args.seeds[0]), args.epochs, args.seeds[0])
         return
     rows = pd.read_csv(RESULTS) if RESULTS.exists() and not args.quick else pd.DataFrame()
-    kept = Path(tempfile.gettempdir()) / "scqbm_programs"
+    kept = Path(tempfile.mkdtemp() if args.quick else tempfile.gettempdir()) / "scqbm_programs"
     versions = ", ".join(
         f"{p} {importlib.metadata.version(p)}" for p in ("scqbm", "scvi-tools", "torch")
     )

@@ -193,6 +193,11 @@ def test_cells_on_request_are_judged_by_type():
     assert scores["right", "two-sample accuracy"] < 0.65
     assert scores["wrong", "two-sample accuracy"] > 0.95
     assert set(table["group"]) == {"mean", *labels}
+    adata.obs["number"] = pd.factorize(labels)[0]  # labels that are not text
+    again = benchmark.conditional_generation(
+        adata, {"right": Copies(0)}, held_out, "number", n_samples=80
+    )
+    assert again[again["metric"] == "on type"]["value"].min() > 0.9
     for given, says in (
         ({"label_key": "type"}, "`label_key` must be a column"),
         ({"label_key": "cell_type", "min_cells": 10_000}, "`min_cells` is 10000"),

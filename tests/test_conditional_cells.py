@@ -102,11 +102,15 @@ def test_like_takes_columns_a_mask_or_positions_and_their_batch_and_depth():
     of_batch = (obs["batch"] == "batch_1").to_numpy()
     by_column = model.sample_cells(40, like={"batch": "batch_1"})
     assert set(by_column.obs["batch"]) == {"batch_1"}
-    for same in (of_batch, np.flatnonzero(of_batch), {"batch": ["batch_1"]}):
+    named = ["batch_1"], {"batch_1"}, pd.Series(["batch_1"])
+    for same in (of_batch, np.flatnonzero(of_batch), *({"batch": one} for one in named)):
         again = model.sample_cells(40, like=same)
         assert (again.X != by_column.X).nnz == 0
     both = model.sample_cells(200, like={"batch": "batch_1"}, batch="batch_0")
     assert set(both.obs["batch"]) == {"batch_0"}
+    deep = np.argsort(np.asarray(model.adata.X.sum(1)).ravel())[-5:]
+    total = np.asarray(model.sample_cells(200, like=deep).X.sum(1)).mean()
+    assert total > 1.1 * np.asarray(model.sample_cells(200).X.sum(1)).mean()  # and their depth
     one = model.sample_cells(30, like=[3], seed=1)
     assert one.n_obs == 30  # a single cell serves as well
 
@@ -122,7 +126,7 @@ def test_like_and_steer_together_and_with_another_sampler(tmp_path):
     assert (made.obsm["code"][:, 2] == 1).all()
     made.write_h5ad(tmp_path / "made.h5ad")  # with how it was made
     how = anndata.read_h5ad(tmp_path / "made.h5ad").uns["sample_cells"]
-    assert how["like"]["labels"] == "label_0" and how["steer"]["2"] == 1
+    assert how["like"]["labels"].tolist() == ["label_0"] and how["steer"]["2"] == 1
 
 
 def test_cells_of_given_codes():
@@ -179,6 +183,7 @@ def test_conditions_and_the_landscape_of_a_loaded_minified_or_query_model(tmp_pa
         ({"like": [5000]}, "`like` holds 5000"),
         ({"steer": [1, 2]}, "`steer` must be a dict"),
         ({"steer": {99: 1}}, "`steer` must name units from 0 to 4, not 99"),
+        ({"steer": {True: 1}}, "`steer` must name units"),
         ({"steer": {"a": 1}}, "`steer` must name units"),
         ({"steer": {1: 0.5}}, "`steer` must give unit 1 the value 0 or 1, not 0.5"),
         ({"steer": {1: float("nan")}}, "`steer` must give unit 1"),

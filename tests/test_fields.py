@@ -115,6 +115,25 @@ def test_held_units_leave_the_conditional_distribution_of_the_others(gaussian):
     torch.testing.assert_close(p[agree].sum().item(), 1 / 8)
 
 
+@pytest.mark.parametrize(("coupling", "mean"), [(1.0, 0.7), (1.5, 0.9)])
+def test_two_modes_are_weighed(coupling, mean):
+    """Ten and ten units that answer together: a step too large would jump to the other mode."""
+    zeros = torch.zeros(10, dtype=torch.float64)
+    rbm = RBM(zeros, zeros, torch.full((10, 10), coupling, dtype=torch.float64))
+    wanted = torch.full((10,), mean, dtype=torch.float64)
+    fields = matching_fields(rbm, wanted, wanted, generator=torch.Generator().manual_seed(0))
+    for found in means(rbm.shifted(*fields)):
+        torch.testing.assert_close(found, wanted, atol=0.1, rtol=0)
+
+
+def test_means_that_fields_cannot_give_are_told_of():
+    zeros = torch.zeros(10, dtype=torch.float64)
+    rbm = RBM(zeros, zeros, torch.full((10, 10), 4.0, dtype=torch.float64))
+    wanted = torch.full((10,), 0.5, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="The fields miss the mean of a unit"):
+        matching_fields(rbm, wanted, wanted, generator=torch.Generator().manual_seed(0))
+
+
 def test_numbers_of_chains_and_steps_are_checked():
     rbm = machine(BITS)
     wanted = torch.full((5,), 0.5)

@@ -283,7 +283,7 @@ def test_plot_of_a_landscape(with_landscape, make_ax, color):
         joined[i, j] = joined[j, i] = True
     assert np.linalg.matrix_power(joined.astype(float), n).all()  # one graph
     if color == "label":
-        named = ["no cells" if pd.isna(x) else x for x in found.obs["label"]]
+        named = ["no label" if pd.isna(x) else x for x in found.obs["label"]]
         assert texts(ax.get_legend().get_texts()) == list(dict.fromkeys(named))
         assert ax.get_legend().get_title().get_text() == "label"
     else:

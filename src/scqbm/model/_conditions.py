@@ -37,15 +37,15 @@ def cells_like(adata: AnnData, like: Like) -> np.ndarray:
             if column not in adata.obs:
                 raise ValueError(f"`like` names {column!r}, which is not a column of adata.obs.")
             values = pd.Series(adata.obs[column]).astype(str).to_numpy()
-            several = isinstance(wanted, list | tuple | set | np.ndarray | pd.Index)
-            for value in wanted if several else [wanted]:
+            options = _several(wanted)
+            for value in options:
                 if str(value) not in values:
                     known = sorted(set(values))
                     shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
                     raise ValueError(
                         f"`like` asks for {value!r} in {column!r}, which has only: {shown}."
                     )
-            keep &= np.isin(values, [str(v) for v in wanted] if several else [str(wanted)])
+            keep &= np.isin(values, [str(value) for value in options])
         cells = np.flatnonzero(keep)
     if len(cells) == 0:
         raise ValueError("`like` names no cells.")
@@ -56,7 +56,15 @@ def describe(like: Like, n_cells: int) -> dict[str, Any] | str:
     """``like`` in a form that AnnData writes to a file."""
     if not isinstance(like, Mapping):
         return f"{n_cells} cells"
-    return {k: np.asarray(v, str) if np.ndim(v) else str(v) for k, v in like.items()}
+    return {column: np.array([str(v) for v in _several(x)]) for column, x in like.items()}
+
+
+def _several(wanted: Any) -> list:
+    """A value as a list, a list as it is, a set in order."""
+    if isinstance(wanted, set | frozenset):
+        return sorted(wanted, key=str)
+    several = isinstance(wanted, list | tuple | np.ndarray | pd.Index | pd.Series)
+    return list(wanted) if several else [wanted]
 
 
 def fixed_units(steer: Mapping[int, float], prior: Prior) -> Tensor:
@@ -65,7 +73,8 @@ def fixed_units(steer: Mapping[int, float], prior: Prior) -> Tensor:
         raise ValueError(f"`steer` must be a dict from units to values, not {steer!r}.")
     values, bits = torch.full((prior.n_latent,), torch.nan), not prior.rbm().gaussian
     for unit, value in steer.items():
-        if not isinstance(unit, int | np.integer) or not 0 <= unit < prior.n_latent:
+        whole = isinstance(unit, int | np.integer) and not isinstance(unit, bool)
+        if not whole or not 0 <= unit < prior.n_latent:
             raise ValueError(
                 f"`steer` must name units from 0 to {prior.n_latent - 1}, not {unit!r}."
             )

@@ -23,7 +23,7 @@ COVARIATES = (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.CAT_COVS_KEY, REGISTRY_KEYS
 def decode(
     model: BaseModelClass,
     codes: np.ndarray,
-    like: Sequence[int] | np.ndarray | None = None,
+    sources: Sequence[int] | np.ndarray | None = None,
     *,
     dataloader: Iterable[dict[str, Tensor]] | None = None,
     batch: str | None = None,
@@ -39,11 +39,11 @@ def decode(
         The trained model.
     codes
         One row a cell.
-    like
+    sources
         For each, the cell of the model's data whose batch, depth and covariates it gets.
     dataloader
-        Minibatches of such cells in the place of ``like``, used from the start again if they are
-        too few.
+        Minibatches of such cells in the place of ``sources``, used from the start again if they
+        are too few.
     batch
         One batch for all instead.
     library_size
@@ -63,10 +63,11 @@ def decode(
     if library_size is not None:
         positive("library_size", library_size)
     if dataloader is None:
-        cells = which_cells(model.adata.n_obs, like, "like")
+        cells = which_cells(model.adata.n_obs, sources, "sources")
         if len(cells) != len(codes):
             raise ValueError(
-                f"`like` must name one cell for each of the {len(codes)} codes, not {len(cells)}."
+                f"`sources` must name one cell for each of the {len(codes)} codes, "
+                f"not {len(cells)}."
             )
         loader = model._make_data_loader(model.adata, indices=cells, batch_size=batch_size)
     else:

@@ -39,7 +39,7 @@ class LandscapeMixin(_Model):
         dataloader: Iterable[dict[str, Tensor]] | None = None,
         *,
         resolution: float = 0.3,
-        min_cells: int = 10,
+        min_cells: int | None = None,
         labels_key: str | None = None,
         key_added: str | None = "basin",
         n_samples: int = 2000,
@@ -66,7 +66,8 @@ class LandscapeMixin(_Model):
             Least depth of a basin, in units of the temperature: how far the energy must rise on
             the way out to a deeper one. 0 keeps every state apart.
         min_cells
-            A basin with fewer cells joins the deeper one that it would merge into; 0 keeps them.
+            A basin with fewer cells joins the deeper one that it would merge into. 0 keeps them;
+            the default is 10, or a hundredth of the cells if those are fewer.
         labels_key
             Column of ``obs`` with cell types, to name the most frequent type of each basin.
         key_added
@@ -83,8 +84,9 @@ class LandscapeMixin(_Model):
         One row a basin, those with most cells first, named ``"0"``, ``"1"`` and so on:
 
         - ``X``: the code of its deepest state;
-        - ``obs``: ``energy`` of that state, ``depth``, ``mass`` (its share of the draws),
-          ``n_cells``, and with ``labels_key`` the most frequent ``label`` and its ``label_share``;
+        - ``obs``: ``energy`` of that state, ``depth`` (infinite for the deepest), ``mass`` (its
+          share of the draws), ``n_cells``, and with ``labels_key`` the most frequent ``label`` and
+          its ``label_share``;
         - ``obsp["barriers"]``: the lowest height found between two basins, above the lowest state.
           ``obsp["connectivities"]``: exp(-climb) from the shallower of the two, for scanpy's
           graphs;
@@ -97,7 +99,8 @@ class LandscapeMixin(_Model):
         >>> scqbm.pl.landscape(landscape, color="label")
         """
         _checks.amount("resolution", resolution)
-        _checks.whole("min_cells", min_cells, 0)
+        if min_cells is not None:
+            _checks.whole("min_cells", min_cells, 0)
         _checks.whole("n_samples", n_samples)
         self._check_if_trained(warn=False)
         if dataloader is None:
@@ -120,7 +123,9 @@ class LandscapeMixin(_Model):
         energy = PairEnergy.of(rbm)
         drawn = self._draw_codes(n_samples, None, seed)
         bits = torch.cat([_bits(torch.from_numpy(x).to(rbm.W), prior) for x in (codes, drawn)])
-        states, visits = _states(energy, bits, len(codes))
+        states, visits = _states(energy, bits)
+        if min_cells is None:
+            min_cells = min(10, len(codes) // 100)
         tree = _tree(energy, states, silent)
         landscape = _as_anndata(
             prior, rbm, energy, states, tree, visits, len(codes), resolution, min_cells
@@ -158,7 +163,7 @@ def _bits(codes: Tensor, prior: Prior) -> Tensor:
     return hidden if rbm.gaussian else torch.cat([visible, hidden], 1)
 
 
-def _states(energy: PairEnergy, bits: Tensor, n_cells: int) -> tuple[Tensor, np.ndarray]:
+def _states(energy: PairEnergy, bits: Tensor) -> tuple[Tensor, np.ndarray]:
     """Distinct states, and which of them each row runs down to."""
     found = energy.descend(bits)
     states, visits, counts = torch.unique(found, dim=0, return_inverse=True, return_counts=True)
@@ -226,12 +231,13 @@ def _as_anndata(
     names = pd.Index([str(i) for i in range(len(deepest))])
     some = torch.as_tensor(deepest, device=states.device)
     code = _code(states[some], prior, rbm).cpu().numpy()
+    into, leaving = _ways_out(tree, belongs, deepest)
     landscape = AnnData(
         code.astype(np.float32),
         obs=pd.DataFrame(
             {
                 "energy": tree.energy[deepest],
-                "depth": tree.persistence[deepest],
+                "depth": leaving - tree.energy[deepest],
                 "mass": mass,
                 "n_cells": n,
             },
@@ -240,8 +246,12 @@ def _as_anndata(
         var=pd.DataFrame(index=[f"unit_{i}" for i in range(code.shape[1])]),
     )
     # between the deepest states of the basins: paths anew, then the lowest way over the others
+    near = _neighbours(states[some], energy.energy(states[some]))
     pairs = torch.combinations(torch.arange(len(deepest)))
-    height = barriers(energy, states[some], pairs.to(states.device)).cpu().numpy().astype(float)
+    paths = np.full((len(deepest),) * 2, np.inf)
+    i, j = near.cpu().numpy().T
+    paths[i, j] = paths[j, i] = barriers(energy, states[some], near).cpu().numpy()
+    height = paths[tuple(pairs.numpy().T)]
     height = _lowest_ways(len(deepest), pairs.numpy(), height, tree, deepest)
     lowest = tree.energy.min()
     one, other = pairs.numpy().T
@@ -253,17 +263,30 @@ def _as_anndata(
         upper = sparse.coo_matrix((values, (one, other)), (len(deepest),) * 2)
         landscape.obsp[key] = (upper + upper.T).tocsr()
     position = {state: name for state, name in zip(deepest, names, strict=True)}
-    parents = [belongs[tree.parent[s]] if tree.parent[s] >= 0 else s for s in deepest]
     landscape.uns["merge_tree"] = pd.DataFrame(
         {
-            "into": [position[p] if p != s else "" for p, s in zip(parents, deepest, strict=True)],
-            "at_energy": tree.height[deepest],
+            "into": [position.get(state, "") for state in into],
+            "at_energy": leaving,
         },
         index=names,
     )
     landscape.uns["resolution"] = float(resolution)
     landscape.uns["cells"] = np.array([position[state] for state in of_cells])
     return landscape
+
+
+def _ways_out(
+    tree: MergeTree, belongs: np.ndarray, deepest: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which basin each one merges into, -1 if none, and the highest pass on the way there."""
+    into, leaving = np.full(len(deepest), -1), np.full(len(deepest), np.inf)
+    for k, state in enumerate(deepest):
+        top, above = tree.height[state], tree.parent[state]
+        while above >= 0 and belongs[above] != above:  # a basin that has merged away
+            top, above = max(top, tree.height[above]), tree.parent[above]
+        if above >= 0:
+            into[k], leaving[k] = above, top
+    return into, leaving
 
 
 def _lowest_ways(
@@ -299,6 +322,12 @@ def _name(landscape: AnnData, basin: np.ndarray, labels: np.ndarray) -> None:
     table = pd.crosstab(basin[known], labels[known].astype(str))
     table = table.reindex(landscape.obs_names, fill_value=0)
     total = table.sum(1)
+    if table.shape[1] == 0:
+        landscape.obs["label"], landscape.obs["label_share"] = (
+            pd.Categorical([None] * len(table)),
+            np.nan,
+        )
+        return
     label = table.idxmax(1).where(total > 0)
     landscape.obs["label"] = pd.Categorical(label)
     landscape.obs["label_share"] = (table.max(1) / total.where(total > 0)).to_numpy()

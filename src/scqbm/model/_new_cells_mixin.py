@@ -100,8 +100,9 @@ class NewCellsMixin(_Model):
             of these cells. The couplings stay, so that every sampler can be used. Batch, depth and
             covariates are those of these cells.
         strength
-            Factor on these fields. 1 gives cells that are spread as those of ``like``; with more,
-            for example 2, the cells are more typical and more alike.
+            Factor on these fields. 1 gives the new cells the mean code of these cells. More moves
+            them further in the same direction; a continuous code then leaves the range of the
+            data.
         steer
             Units of the code that are fixed, and their values: ``{3: 1, 17: 0}``.
         sampler
@@ -177,7 +178,8 @@ class NewCellsMixin(_Model):
 
         Returns
         -------
-        As from :meth:`sample_cells`.
+        As from :meth:`sample_cells`. Depth and covariates are those of random cells, not those of
+        the cells that the codes come from.
 
         Examples
         --------
@@ -267,6 +269,6 @@ class NewCellsMixin(_Model):
     def _need_cells_for(self, argument: str) -> None:
         if self._adata is None:
             raise ValueError(
-                f"`{argument}` names cells of the training data, but this model was trained "
+                f"`{argument}` needs cells of the training data, but this model was trained "
                 "without an AnnData."
             )

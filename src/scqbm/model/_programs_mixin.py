@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,7 +83,7 @@ class ProgramsMixin(_Model):
             _checks.whole("n_genes", n_genes)
         self._check_if_trained(warn=False)
         groups = self._groups(units)
-        self._need_cells("adata")
+        self._need_cells_for("get_programs")
         adata = self._validate_anndata(adata)
         if labels_key is not None:
             _checks.column(adata, "labels_key", labels_key)
@@ -112,12 +112,12 @@ class ProgramsMixin(_Model):
             )
         table = pd.concat(parts, ignore_index=True)
         if labels_key is not None:
-            labels = adata.obs[labels_key].astype(str).to_numpy()[cells]
+            labels = adata.obs[labels_key].to_numpy()[cells]
             table = table.merge(_use(codes, labels, groups), on="source", how="left")
         return table
 
     def get_couplings(self, n: int | None = 50) -> pd.DataFrame:
-        """The strongest couplings of the prior: units that are on together, or never are.
+        """The strongest couplings of the prior: which units tend to have the same value.
 
         Parameters
         ----------
@@ -127,7 +127,8 @@ class ProgramsMixin(_Model):
         Returns
         -------
         Tidy table, the strongest first: ``unit`` and ``other`` (names of units of the code, or of
-        hidden bits) and ``coupling``, positive for units that are on together.
+        hidden bits) and ``coupling``. Positive: the two tend to have the same value. Negative:
+        opposite values.
         """
         if n is not None:
             _checks.whole("n", n)
@@ -155,10 +156,16 @@ class ProgramsMixin(_Model):
         n = self._prior().n_latent
         if units is None:
             units = range(n)
+        listed = units.values() if isinstance(units, Mapping) else [units]
+        if not all(isinstance(some, Iterable) and not isinstance(some, str) for some in listed):
+            raise ValueError(
+                "`units` must be a list of units, or a dict from names to such lists."
+            )
         groups = dict(units) if isinstance(units, Mapping) else {f"unit_{i}": [i] for i in units}
         for members in groups.values():
             for unit in members:
-                if not isinstance(unit, int | np.integer) or not 0 <= unit < n:
+                whole = isinstance(unit, int | np.integer) and not isinstance(unit, bool)
+                if not whole or not 0 <= unit < n:
                     raise ValueError(f"`units` must name units from 0 to {n - 1}, not {unit!r}.")
         if not groups or not all(groups.values()):
             raise ValueError("`units` names no units.")
@@ -215,14 +222,19 @@ class ProgramsMixin(_Model):
                     tensors, outputs | {MODULE_KEYS.Z_KEY: changed}
                 )
                 px = self.module.generative(**given)[MODULE_KEYS.PX_KEY]
-                scale = px.scale if getattr(px, "scale", None) is not None else px.mean
-                logs.append((scale + _LEAST_SHARE).log2())
+                logs.append((px.get_normalized("scale") + _LEAST_SHARE).log2())
             yield (logs[0] - logs[1]).sum(0).cpu().numpy()
 
 
 def _use(codes: np.ndarray, labels: np.ndarray, groups: dict[str, list[int]]) -> pd.DataFrame:
     """Which cell type uses each group of units most."""
+    known = ~pd.isna(labels)
+    codes, labels = codes[known], labels[known].astype(str)
     names = np.unique(labels)
+    if len(names) == 0:
+        return pd.DataFrame({"source": list(groups)}).assign(
+            cell_type=None, use=np.nan, use_elsewhere=np.nan
+        )
     rows = []
     for name, members in groups.items():
         of_cell = codes[:, members].mean(1)
@@ -245,8 +257,8 @@ def match_programs(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     One row for each program of ``a``: ``source``, ``match`` (of ``b``) and ``similarity``, the
-    absolute correlation of the effects over the genes of both tables. The sign of a unit means
-    nothing: 0 and 1 can change places.
+    absolute correlation of their effects over all genes; a gene that one table lacks counts as 0
+    there. The sign of a unit means nothing: 0 and 1 can change places.
     """
     for name, table in (("a", a), ("b", b)):
         missing = sorted({"source", "target", "weight"} - set(table))

@@ -94,8 +94,8 @@ class QBMVI(
         :class:`scqbm.module.BitEncoder`.
     batch_mixing
         Weight of a penalty on codes that differ between batches: by default 50 for bits, and 0
-        for ``"normal"``. It is for codes that say 10 nats of a cell; where they say less, the
-        penalty is smaller in proportion.
+        for ``"normal"``. It is multiplied by a tenth of the mean KL of the code in nats (by
+        at least 0.1): the more information a code holds, the larger the penalty.
     input_dropout
         Share of the genes that the encoder of bits does not see in a training step. By default
         0.3 up to about 3,000 cells, and 1,000 / cells for more.

@@ -65,12 +65,13 @@ def landscape(landscape: AnnData, color: str | None = None, ax: Axes | None = No
     sizes = 40 + 2500 * share
     if color is None or pd.api.types.is_numeric_dtype(obs[color]):
         key = color or "energy"
+        finite = obs[key].replace(np.inf, obs[key][np.isfinite(obs[key])].max())
         dots = ax.scatter(
-            xy[:, 0], xy[:, 1], s=sizes, c=obs[key], cmap="viridis", edgecolor="black", zorder=2
+            xy[:, 0], xy[:, 1], s=sizes, c=finite, cmap="viridis", edgecolor="black", zorder=2
         )
         ax.figure.colorbar(dots, ax=ax, label=key, shrink=0.7)
     else:
-        groups = obs[color].astype(object).where(obs[color].notna(), "no cells").astype(str)
+        groups = obs[color].astype(object).where(obs[color].notna(), "no label").astype(str)
         for name, shade in zip(pd.unique(groups), _shades(groups.nunique()), strict=True):
             some = (groups == name).to_numpy()
             ax.scatter(

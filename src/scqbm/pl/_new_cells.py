@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import sparse
 
 from scqbm.pl._axes import new_axes
 
@@ -51,7 +52,7 @@ def new_cells(
     values = []
     for cells in (real, new):
         some = np.sort(rng.permutation(cells.n_obs)[:max_cells])
-        values.append(np.asarray(log_normalised(cells.X[some]).toarray()))
+        values.append(_dense(log_normalised(cells.X[some])))
     pca = PCA(2, svd_solver="randomized", random_state=0).fit(values[0])
     if ax is None:
         ax = new_axes(6, 4.5)
@@ -66,3 +67,7 @@ def new_cells(
     )
     ax.legend(markerscale=4, frameon=False)
     return ax
+
+
+def _dense(values) -> np.ndarray:
+    return values.toarray() if sparse.issparse(values) else np.asarray(values)

@@ -109,7 +109,7 @@ def couplings(model, units: list[int] | None = None, ax: Axes | None = None) -> 
         ax = new_axes(6.5, 5.5)
     most = np.abs(values.to_numpy()).max() or 1.0
     image = ax.imshow(values, aspect="auto", cmap="PuOr", vmin=-most, vmax=most)
-    ax.figure.colorbar(image, ax=ax, label="coupling (positive: on together)", shrink=0.8)
+    ax.figure.colorbar(image, ax=ax, label="coupling (positive: same value)", shrink=0.8)
     for axis, names in ((ax.xaxis, values.columns), (ax.yaxis, values.index)):
         every = max(1, len(names) // 32)
         shown = [name.removeprefix("unit_") for name in names[::every]]
