@@ -206,6 +206,30 @@ def test_basins_of_a_model(family, tmp_path):
     assert anndata.read_h5ad(tmp_path / "landscape.h5ad").obs["energy"].equals(obs["energy"])
 
 
+def test_ways_out_past_basins_with_few_cells():
+    """A basin whose way leads through one that has merged away must climb the higher pass."""
+    for seed in range(6):
+        model = trained(BITS_HIDDEN)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.module.prior.parameters():
+            parameter.data = 3 * torch.randn(parameter.shape, generator=generator)
+        found = model.get_landscape(resolution=0.0, min_cells=6, silent=True)
+        place = {name: i for i, name in enumerate(found.obs_names)}
+        heights = found.obsp["barriers"].toarray() + found.obs["energy"].min()
+        for name, row in found.uns["merge_tree"].iterrows():
+            depth = row["at_energy"] - found.obs.loc[name, "energy"]
+            assert found.obs.loc[name, "depth"] == pytest.approx(depth, abs=1e-4)
+            if row["into"]:
+                barrier = heights[place[name], place[row["into"]]]
+                assert barrier <= row["at_energy"] + 1e-4
+
+
+def test_labels_may_be_missing():
+    model = strong(BITS)
+    model.adata.obs["none"] = np.nan
+    assert model.get_landscape(labels_key="none", silent=True).obs["label"].isna().all()
+
+
 @pytest.mark.parametrize("family", [BITS, BITS_HIDDEN], ids=["halves", "hidden"])
 def test_the_mass_of_a_basin_is_that_of_the_prior(family):
     """Against the probabilities of all states of the machine that run down to it."""
@@ -246,7 +270,13 @@ def test_a_coarser_resolution_merges_basins_and_keeps_the_deep_ones():
 
 def test_some_cells_and_minibatches():
     model = strong(BITS)
-    some = model.get_landscape(indices=[3, 8, 20], key_added="mine")
+    some = model.get_landscape(indices=[3, 8, 20], key_added="mine", resolution=0.0)
+    cells = some.uns["cells"]
+    energy = PairEnergy.of(model.module.prior.rbm())
+    codes = torch.from_numpy(model.get_latent_representation(indices=[3, 8, 20]) > 0.5).float()
+    ends = energy.energy(energy.descend(codes)).numpy()
+    told = some.obs.loc[cells["basin"].astype(str), "energy"].to_numpy()
+    np.testing.assert_allclose(told, ends, atol=1e-4)
     assert some.obs["n_cells"].sum() == 3
     assert model.adata.obs["mine"].notna().sum() == 3
     loader = model._make_data_loader(model.adata)

@@ -48,6 +48,52 @@ def test_effects_of_a_known_decoder(family):
         assert of_unit["rank"].tolist() == list(range(1, n_genes + 1))
 
 
+def test_effects_are_means_over_the_posteriors_of_the_other_units():
+    """With a decoder in which one unit acts only where another is on, and batches differ."""
+    model = trained(BITS)
+    n_genes = model.adata.n_vars
+    generator = torch.Generator().manual_seed(2)
+    product, of_batch = 0.5 * torch.randn(2, n_genes, generator=generator)
+
+    class Product(torch.nn.Module):
+        def forward(self, dispersion, z, library, batch, *covariates):
+            logits = z[:, :1] * z[:, 1:2] * product + batch.float().reshape(-1, 1) * of_batch
+            scale = logits.softmax(-1)
+            rate = library.exp() * scale
+            return scale, None, rate, torch.zeros_like(rate)
+
+    model.module.decoder = Product()
+    table = model.get_programs(units=[0], n_genes=None, silent=True)
+    found = table.set_index("target").loc[model.adata.var_names, "weight"].to_numpy()
+    codes = model.get_latent_representation()
+    batch = model.adata.obs["_scvi_batch"].to_numpy()
+    wanted = np.zeros(n_genes)
+    for b in (0, 1):  # the second unit is on in this share of the cells of a batch
+        on = codes[batch == b, 1].mean() * (batch == b).mean()
+        scale = [(z * product + b * of_batch).softmax(-1).log2() for z in (1, 0)]
+        wanted += on * (scale[0] - scale[1]).numpy()
+    spread = np.abs(wanted).max()
+    np.testing.assert_allclose(found, wanted, atol=0.25 * spread)  # draws of 80 cells
+    assert np.corrcoef(found, wanted)[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("likelihood", ["zinb", "poisson", "normal"])
+def test_programs_of_other_likelihoods(likelihood):
+    model = trained(BITS, gene_likelihood=likelihood)
+    assert model.get_programs(n_genes=None, silent=True)["weight"].abs().max() > 1e-3
+
+
+def test_cells_without_a_label_are_left_out_of_the_use():
+    model = trained()
+    model.adata.obs["some"] = pd.Series(["a", None] * 40, index=model.adata.obs_names)
+    table = model.get_programs(n_genes=1, labels_key="some", silent=True)
+    assert set(table["cell_type"]) == {"a"}
+    codes = model.get_latent_representation()[::2]
+    np.testing.assert_allclose(table["use"], codes.mean(0), rtol=1e-5)
+    model.adata.obs["none"] = np.nan
+    assert model.get_programs(n_genes=1, labels_key="none", silent=True)["use"].isna().all()
+
+
 def test_units_that_change_together_add_up_in_a_linear_decoder():
     model, weights = with_linear_decoder(BITS)
     table = model.get_programs(units={"pair": [0, 3]}, n_genes=None, silent=True)
@@ -126,6 +172,9 @@ def test_matching_finds_a_permuted_copy_whatever_its_signs():
         ({"units": {"a": [-1]}}, "`units` must name units"),
         ({"units": []}, "`units` names no units"),
         ({"units": {"a": []}}, "`units` names no units"),
+        ({"units": 3}, "`units` must be a list"),
+        ({"units": {"a": 3}}, "`units` must be a list"),
+        ({"units": [True]}, "`units` must name units"),
         ({"indices": []}, "`indices` names no cells"),
         ({"labels_key": "type"}, "`labels_key` must be a column"),
     ],
