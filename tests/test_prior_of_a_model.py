@@ -181,7 +181,7 @@ def test_decoding_needs_a_cell_for_each_code():
         ([0, 1], "must name one cell for each of the 3 codes, not 2"),
         (None, "must be a Boolean mask or a list of integers"),
     ):
-        with pytest.raises(ValueError, match=f"^`like` {message}") as caught:
+        with pytest.raises(ValueError, match=f"^`sources` {message}") as caught:
             decode(model, codes, like)
         assert_one_sentence(caught.value)
 
