@@ -93,7 +93,7 @@ def as_anndata(
     i, j = near.cpu().numpy().T
     paths[i, j] = paths[j, i] = barriers(energy, states[some], near).cpu().numpy()
     height = paths[tuple(pairs.numpy().T)]
-    height = _lowest_ways(len(deepest), pairs.numpy(), height, tree, deepest)
+    height = _lowest_ways(pairs.numpy(), height, tree, deepest)
     lowest = tree.energy.min()
     one, other = pairs.numpy().T
     climb = height - np.maximum(tree.energy[deepest][one], tree.energy[deepest][other])
@@ -131,7 +131,7 @@ def _ways_out(
 
 
 def _lowest_ways(
-    n: int, pairs: np.ndarray, height: np.ndarray, tree: MergeTree, deepest: np.ndarray
+    pairs: np.ndarray, height: np.ndarray, tree: MergeTree, deepest: np.ndarray
 ) -> np.ndarray:
     """A path may be higher than the way that the merge tree knows of: then that one counts."""
     known = np.full(len(height), np.inf)
