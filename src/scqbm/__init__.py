@@ -1,9 +1,9 @@
 """scqbm: scVI with a Boltzmann prior, sampled by quantum or classical hardware."""
 
 from scqbm import _rich, benchmark, data, pl, samplers
-from scqbm.model import QBMVI, match_programs
+from scqbm.model import QBMANVI, QBMVI, match_programs
 
 _rich.provide_pretty()
 
 __version__ = "0.1.0"
-__all__ = ["QBMVI", "benchmark", "data", "match_programs", "pl", "samplers"]
+__all__ = ["QBMANVI", "QBMVI", "benchmark", "data", "match_programs", "pl", "samplers"]

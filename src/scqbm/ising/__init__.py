@@ -12,6 +12,9 @@ layer ``v`` and a hidden layer ``h``:
 Couplings act on bits centred at one half, that is on half a spin: to exchange the two values of a
 bit only changes signs, and with ``W = 0`` the biases are log-odds (or Gaussian means).
 
+A label unit ``y`` (:class:`scqbm.prior.LabelledPrior`) adds ``-(c_y + U_y.z)`` to the energy of a
+code ``z``. To fix ``y`` only adds fields to the biases, so that samplers see bits only.
+
 Annealers use another convention: spins ``s = 2 * bit - 1`` and a *plus* before the sums,
 ``E = sum_i h_i s_i + sum_ij J_ij s_i s_j + offset``. Only :meth:`RBM.to_ising`,
 :meth:`RBM.hidden_ising`, :func:`bits_to_spins` and :func:`spins_to_bits` translate.

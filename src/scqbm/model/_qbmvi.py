@@ -18,15 +18,10 @@ from scqbm.model._latent_mixin import LatentMixin
 from scqbm.model._prior_mixin import BoltzmannPriorMixin
 from scqbm.model._programs_mixin import ProgramsMixin
 from scqbm.model._to_disk import ToDiskMixin
+from scqbm.model._training import keeping_what_was_learnt, prepared
 from scqbm.module import QBVAE, Relaxation
-from scqbm.samplers import Sampler, SamplerError
-from scqbm.train import (
-    Checkpoints,
-    QBMTrainingPlan,
-    check_checkpoint,
-    default_epochs,
-    plan_arguments,
-)
+from scqbm.samplers import Sampler
+from scqbm.train import QBMTrainingPlan, default_epochs
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -120,8 +115,8 @@ class QBMVI(
     >>> adata.obsm["X_qbmvi"] = model.get_latent_representation()
     """
 
-    _module_cls = QBVAE
-    _training_plan_cls = QBMTrainingPlan
+    _module_cls: type[Any] = QBVAE
+    _training_plan_cls: type[Any] = QBMTrainingPlan
     _LATENT_QZM_KEY = "qbmvi_latent_qzm"
     _LATENT_QZV_KEY = "qbmvi_latent_qzv"
 
@@ -186,7 +181,8 @@ class QBMVI(
         else:
             chosen = str(self.module.chosen)
         self._model_summary_string = (
-            f"QBMVI model with the following parameters: \n{', '.join(given)}, {chosen}."
+            f"{type(self).__name__} model with the following parameters: \n"
+            f"{', '.join(given)}, {chosen}."
         )
 
     @classmethod
@@ -305,16 +301,15 @@ class QBMVI(
         **trainer_kwargs
             Arguments of :class:`scvi.train.Trainer`, for example ``check_val_every_n_epoch``.
         """
-        _refuse_plan_arguments(trainer_kwargs)
-        if trainer_kwargs.get("ckpt_path") is not None:
-            check_checkpoint(trainer_kwargs["ckpt_path"], self.module)
-        if checkpoint_every is not None:
-            saver = Checkpoints(checkpoint_dir, checkpoint_every)
-            trainer_kwargs["callbacks"] = [*(trainer_kwargs.get("callbacks") or ()), saver]
-        given = {"sampler": sampler, "sample_every": sample_every}
-        given = {name: value for name, value in given.items() if value is not None}
-        if given:
-            plan_kwargs = {**_as_dict(plan_kwargs), **given}
+        plan_kwargs, trainer_kwargs = prepared(
+            self.module,
+            plan_kwargs,
+            trainer_kwargs,
+            sampler=sampler,
+            sample_every=sample_every,
+            checkpoint_every=checkpoint_every,
+            checkpoint_dir=checkpoint_dir,
+        )
         if self.module is None:
             if datamodule is None:
                 raise AttributeError(  # as scvi-tools does, whose tests expect it
@@ -335,7 +330,7 @@ class QBMVI(
             trainer_kwargs["plan_config"] = plan_config
         if trainer_config is not None:
             trainer_kwargs["trainer_config"] = trainer_config
-        try:
+        with keeping_what_was_learnt(self):
             super().train(
                 max_epochs,
                 accelerator=accelerator,
@@ -351,12 +346,6 @@ class QBMVI(
                 datamodule=datamodule,
                 **trainer_kwargs,
             )
-        except SamplerError:
-            self.module.eval()
-            self.is_trained_ = True  # what was learnt up to that step can be used and saved
-            raise
-        finally:
-            self._summarise()
 
     def _check_if_trained(self, warn: bool = True, message: str | None = None) -> None:
         # SCANVI.from_scvi_model announces itself by this message only, then would load our weights
@@ -364,8 +353,7 @@ class QBMVI(
         if message is not None and message.startswith("Passed in scvi model"):
             raise TypeError(
                 "SCANVI.from_scvi_model cannot start from QBMVI: SCANVI assumes Gaussian latents "
-                "under N(0, I). Train scvi.model.SCVI for it, or classify cells from "
-                "QBMVI.get_latent_representation()."
+                "under N(0, I). Use scqbm.QBMANVI.from_qbmvi_model."
             )
         super()._check_if_trained(warn, **({} if message is None else {"message": message}))
 
@@ -388,18 +376,3 @@ def _cells_of(datamodule: LightningDataModule) -> int | None:
             if n:
                 return int(n)
     return None
-
-
-def _refuse_plan_arguments(trainer_kwargs: dict) -> None:
-    """Lightning's Trainer would be blamed for these."""
-    for name in trainer_kwargs.keys() & plan_arguments():
-        raise TypeError(
-            f"`{name}` is an argument of the training plan: pass "
-            f"plan_kwargs={{{name!r}: {trainer_kwargs[name]!r}}}."
-        )
-
-
-def _as_dict(kwargs: Any) -> dict:
-    if kwargs is None:
-        return {}
-    return dict(kwargs.to_kwargs() if hasattr(kwargs, "to_kwargs") else kwargs)

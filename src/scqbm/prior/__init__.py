@@ -1,6 +1,7 @@
-"""Priors over the latent code: what the loss and the negative phase know of them, and the RBM."""
+"""Priors over the latent code: what the loss and the negative phase know of them, RBMs."""
 
 from scqbm.prior._base import Prior
+from scqbm.prior._labelled import LabelledPrior
 from scqbm.prior._rbm import RBMPrior
 
-__all__ = ["Prior", "RBMPrior"]
+__all__ = ["LabelledPrior", "Prior", "RBMPrior"]

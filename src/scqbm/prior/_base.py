@@ -17,7 +17,8 @@ class Prior(nn.Module, ABC):
     A subclass holds the parameters and gives four methods: :meth:`rbm`, the machine that samplers
     draw from; :meth:`code` and :meth:`layers`, which translate between that machine's layers and
     the code; and :meth:`energy`, the ``F`` of a code. Where it can do better than one draw, it
-    also gives :meth:`expected_energy` or :meth:`kl`.
+    also gives :meth:`expected_energy` or :meth:`kl`. A prior that is a mixture of machines gives
+    them as :meth:`machines`.
 
     The prior knows no sampler: a callback copies draws from ``p`` into :attr:`negatives`.
 
@@ -41,6 +42,7 @@ class Prior(nn.Module, ABC):
         # Plain tensors, not buffers: DDP would overwrite every rank's draws with rank 0's.
         self.negatives: Tensor | None = None
         self.negative_weights: Tensor | None = None
+        self.negative_counts: list[int] = []  # how many negatives are from each machine
 
     # -- what a prior gives --------------------------------------------------------------------
 
@@ -59,6 +61,10 @@ class Prior(nn.Module, ABC):
     @abstractmethod
     def energy(self, z: Tensor, rbm: RBM | None = None) -> Tensor:
         """``F(z)``; shape of ``z`` without its last axis."""
+
+    def machines(self) -> list[RBM]:
+        """The machines that are to be sampled: :meth:`rbm`, or those of a mixture."""
+        return [self.rbm()]
 
     # -- what the loss uses --------------------------------------------------------------------
 
@@ -109,16 +115,32 @@ class Prior(nn.Module, ABC):
         return any(p.requires_grad for p in self.parameters())
 
     @torch.no_grad()
-    def deliver(self, visible: Tensor, weights: Tensor | None = None) -> None:
-        """Take draws of the visible layer as negatives (copied), weighted if not equally."""
+    def deliver(
+        self, visible: Tensor, weights: Tensor | None = None, counts: list[int] | None = None
+    ) -> None:
+        """Take draws of the visible layer as negatives (copied), weighted if not equally.
+
+        Parameters
+        ----------
+        visible
+            The draws, machine by machine.
+        weights
+            Their weights, for each machine on its own.
+        counts
+            How many are from each of :meth:`machines`; all from one by default.
+        """
         like = self.rbm().W
+        self.negative_counts = [len(visible)] if counts is None else list(counts)
         if self.negatives is None or self.negatives.shape != visible.shape:
             self.negatives = torch.empty(visible.shape, dtype=like.dtype, device=like.device)
         # in place where possible: a compiled module has captured this tensor
         elif self.negatives.device != like.device or self.negatives.dtype != like.dtype:
             self.negatives = self.negatives.to(like)
         self.negatives.copy_(visible)
-        self.negative_weights = None if weights is None else weights.to(like) / weights.sum()
+        if weights is not None:
+            of_each = weights.split(self.negative_counts)
+            weights = torch.cat([w.to(like) / w.sum() for w in of_each])
+        self.negative_weights = weights
 
     def negative_energy(self, rbm: RBM | None = None) -> Tensor:
         """``F(v)`` of the negatives, hidden layer summed out (which lowers the noise)."""
@@ -132,6 +154,15 @@ class Prior(nn.Module, ABC):
         v = self._delivered(rbm)
         # where the code holds both layers: the hidden one in expectation given the visible one
         return self._over_negatives(self.energy(self.code(v, rbm.hidden_field(v).sigmoid()), rbm))
+
+    def log_mean_exp(self, values: Tensor) -> Tensor:
+        """Log of the mean of ``exp(values)`` over the negatives."""
+        return log_mean_exp(values, self.negative_weights)
+
+    @torch.no_grad()
+    def move_log_z(self, change: Tensor) -> None:
+        """Add ``change``, of the shape of :meth:`log_mean_exp`, to the stored ``log Z``."""
+        self.log_z += change
 
     def log_partition(
         self, n_chains: int = 256, n_steps: int = 200, generator: torch.Generator | None = None
@@ -153,6 +184,13 @@ class Prior(nn.Module, ABC):
     def _over_negatives(self, energy: Tensor) -> Tensor:
         weights = self.negative_weights
         return energy.mean() if weights is None else (weights * energy).sum()
+
+
+def log_mean_exp(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Log of a weighted mean of exponentials."""
+    if weights is None:
+        return values.logsumexp(0) - torch.tensor(float(len(values))).log()
+    return (values + weights.log()).logsumexp(0)
 
 
 def mean_over_draws(energy: Tensor, qz: Distribution) -> Tensor:

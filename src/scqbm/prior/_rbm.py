@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
 
-from scqbm.ising import RBM, LogPartition, native_layout
+from scqbm.ising import RBM, native_layout
 from scqbm.prior._base import Prior, mean_over_draws
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class RBMPrior(Prior):
             self.register_buffer("columns", torch.from_numpy(layout.columns))
         shape = (len(self.rows),) if self.sparse else (n_visible, n_hidden)
         self.coupling = nn.Parameter(init_scale * torch.randn(shape))
-        self.set_log_partition(LogPartition(self.rbm().log_z_uncoupled(), 0.0))
+        self.log_z.fill_(self.rbm().log_z_uncoupled())
 
     def rbm(self, frozen: bool = True) -> RBM:
         """The prior as plain numbers in at least single precision, detached if ``frozen``."""
@@ -86,6 +86,9 @@ class RBMPrior(Prior):
 
     def energy(self, z: Tensor, rbm: RBM | None = None) -> Tensor:
         """``F(z)`` with ``p(z) = exp(-F(z)) / Z``; shape of ``z`` without its last axis."""
+        return self._machine_energy(z, rbm)
+
+    def _machine_energy(self, z: Tensor, rbm: RBM | None) -> Tensor:
         rbm = self.rbm() if rbm is None else rbm
         visible, hidden = self.layers(z.to(rbm.W.dtype))
         return rbm.free_energy(visible) if hidden is None else rbm.energy(visible, hidden)
@@ -98,8 +101,8 @@ class RBMPrior(Prior):
     def expected_energy(self, qz: Distribution, z: Tensor, rbm: RBM | None = None) -> Tensor:
         """``E_q[F]`` per cell, exact where the layout allows, else at the draw(s) ``z``."""
         if self.in_halves:
-            return self.energy(qz.loc, rbm)
-        return super().expected_energy(qz, z, rbm)
+            return self._machine_energy(qz.loc, rbm)
+        return mean_over_draws(self._machine_energy(z, rbm), qz)
 
     def kl(self, qz: Distribution, z: Tensor) -> Tensor:
         """``KL(q || p)`` per cell; see :meth:`Prior.kl`."""

@@ -4,6 +4,7 @@ from scqbm.train._checkpoints import Checkpoints, check_checkpoint
 from scqbm.train._negative_phase import NegativePhase
 from scqbm.train._plan import (
     BoltzmannPlanMixin,
+    QBMANVITrainingPlan,
     QBMTrainingPlan,
     default_epochs,
     plan_arguments,
@@ -13,6 +14,7 @@ __all__ = [
     "BoltzmannPlanMixin",
     "Checkpoints",
     "NegativePhase",
+    "QBMANVITrainingPlan",
     "QBMTrainingPlan",
     "check_checkpoint",
     "default_epochs",

@@ -35,11 +35,8 @@ class LogZ:
         if self.energy is None:
             return
         change = self.energy - prior.negative_energy()
-        if prior.negative_weights is None:
-            shift = change.logsumexp(0) - torch.tensor(float(len(change))).log()
-        else:
-            shift = (change + prior.negative_weights.log()).logsumexp(0)
-        prior.log_z += shift - self.shift
+        shift = prior.log_mean_exp(change)
+        prior.move_log_z(shift - self.shift)
         self.shift = shift
 
     def refresh(self, prior: Prior, generator: torch.Generator | None) -> None:

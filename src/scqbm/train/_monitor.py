@@ -41,12 +41,14 @@ class Monitor:
         """Begin the record of an epoch."""
         self._epoch = _Record()
 
-    def record(self, prior: Prior, draws: Draws) -> None:
-        """Take note of a query, after its draws were delivered."""
+    def record(self, prior: Prior, draws: list[Draws]) -> None:
+        """Take note of a query of each machine of the prior, after the draws were delivered."""
         negatives = prior.negatives
         assert negatives is not None  # they were delivered just before
-        ess = effective_number(draws.weights, len(draws.visible))
-        ess = min(ess, draws.info.get("roots", math.inf))
+        ess = 0.0
+        for each in draws:
+            worth = effective_number(each.weights, len(each.visible))
+            ess += min(worth, each.info.get("roots", math.inf))
         for record in (self._epoch, self._window):
             record.add(negatives, ess)
         same = self._last is not None and torch.equal(self._last, negatives)
@@ -59,16 +61,14 @@ class Monitor:
         """Note the gap between the energies of both phases, at the parameters of one step."""
         self._epoch.gaps.append(prior.positive_energy - negative_energy)
 
-    def end_epoch(self, prior: Prior, hidden: Tensor, epoch: int) -> dict[str, float | Tensor]:
+    def end_epoch(self, prior: Prior, draws: list[Draws], epoch: int) -> dict[str, float | Tensor]:
         """Figures of this epoch, for the history; warns of trouble."""
         if self._epoch.n_queries == 0:
             return {}
         health = {
             "prior_memory": autocorrelation(self._epoch.first, prior.negatives),
             "prior_ess": self._epoch.ess,
-            "prior_beta": effective_beta(
-                prior.rbm(), prior.negatives, hidden.to(prior.negatives), prior.negative_weights
-            ),
+            "prior_beta": _mean_beta(prior, draws),
         }
         if self._epoch.gaps:
             health["prior_gap"] = torch.stack(self._epoch.gaps).mean()
@@ -107,6 +107,15 @@ class Monitor:
             UserWarning,
             stacklevel=4,
         )
+
+
+def _mean_beta(prior: Prior, draws: list[Draws]) -> float:
+    """Inverse temperature of the draws under their machines, on average over these."""
+    betas = [
+        effective_beta(rbm, *(x.to(rbm.W) for x in (each.visible, each.hidden)), each.weights)
+        for rbm, each in zip(prior.machines(), draws, strict=True)
+    ]
+    return sum(betas) / len(betas)
 
 
 class _Record:

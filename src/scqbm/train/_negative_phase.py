@@ -19,6 +19,7 @@ from scqbm.train._monitor import Monitor
 from scqbm.train._ranks import from_first_rank
 
 _GAP_EVERY = 10  # steps between two comparisons of mean energies, which keeps them cheap
+_LEAST_DRAWS = 16  # from each machine, where a prior has several
 
 
 class NegativePhase(Callback):
@@ -41,7 +42,7 @@ class NegativePhase(Callback):
     sampler
         Any :class:`~scqbm.samplers.Sampler`; by default persistent block Gibbs chains.
     n_draws
-        Negatives a query.
+        Negatives a query; a prior with several machines divides them, with 16 each at least.
     every
         Query at every ``every``-th step, and reuse the draws in between.
     """
@@ -55,7 +56,7 @@ class NegativePhase(Callback):
         self.every = every
         self._log_z = LogZ()
         self._monitor = Monitor(n_draws)
-        self._draws: Draws | None = None  # of the last query
+        self._draws: list[Draws] = []  # of the last query, one of each machine of the prior
         self._generator: torch.Generator | None = None
         self._restored: dict | None = None
         self._clock = 0
@@ -79,14 +80,9 @@ class NegativePhase(Callback):
         torch.set_rng_state(restored["torch_rng"])
         if trainer.global_rank == 0:  # the checkpoint holds rank 0's chains only
             self._generator.set_state(restored["generator"])
-            if restored["negatives"] is not None:
-                self._draws = Draws(
-                    restored["negatives"],
-                    restored["hidden"],
-                    restored["sampler"],
-                    restored["weights"],
-                )
-                prior.deliver(self._draws.visible, self._draws.weights)
+            if restored["draws"]:
+                self._draws = [Draws(**draws) for draws in restored["draws"]]
+                self._deliver(prior)
                 self._log_z.load(restored["energy"], restored["shift"], device)
         self._clock = restored["clock"]
 
@@ -104,7 +100,7 @@ class NegativePhase(Callback):
         self._log_z.follow(prior)
         if self._clock % self.every == 0:
             self._draws = self._query(prior, trainer.global_step)
-            prior.deliver(self._draws.visible, self._draws.weights)
+            self._deliver(prior)
             self._log_z.restart(prior)
             self._monitor.record(prior, self._draws)
         measured = batch_idx % _GAP_EVERY == 0
@@ -130,9 +126,9 @@ class NegativePhase(Callback):
         loss = trainer.callback_metrics.get("train_loss", prior.log_z)
         if not bool(torch.isfinite(loss + prior.log_z)):
             raise _diverged(f"in epoch {trainer.current_epoch}")
-        if not prior.learns or self._draws is None:
+        if not prior.learns or not self._draws:
             return
-        health = self._monitor.end_epoch(prior, self._draws.hidden, trainer.current_epoch)
+        health = self._monitor.end_epoch(prior, self._draws, trainer.current_epoch)
         for name, value in health.items():
             pl_module.log(name, value, on_step=False, on_epoch=True)
 
@@ -146,15 +142,12 @@ class NegativePhase(Callback):
         """Chains, counters and random states: tensors and ints, for an exact resume."""
         if self._generator is None:
             return {}
-        draws = self._draws
+        names = ("visible", "hidden", "state", "weights")
         return {
-            "sampler": {} if draws is None else draws.state,
+            "draws": [{name: getattr(draws, name) for name in names} for draws in self._draws],
             "generator": self._generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "clock": self._clock,
-            "negatives": None if draws is None else draws.visible,
-            "hidden": None if draws is None else draws.hidden,
-            "weights": None if draws is None else draws.weights,
             **self._log_z.state_dict(),
         }
 
@@ -164,24 +157,45 @@ class NegativePhase(Callback):
 
     # -- one query -----------------------------------------------------------------------------
 
-    def _query(self, prior: Prior, step: int) -> Draws:
+    def _query(self, prior: Prior, step: int) -> list[Draws]:
         # before the sampler is blamed; a sum of finite numbers is finite, and a cheap check
         if not math.isfinite(sum(p.detach().sum() for p in prior.parameters())):
             raise _diverged(f"at step {step}")
-        rbm = prior.rbm().to(prior.log_z.device)
-        state = None if self._draws is None else self._draws.state
+        machines = [rbm.to(prior.log_z.device) for rbm in prior.machines()]
+        last: list[Draws | None] = [*self._draws] or [None] * len(machines)
+        n_each = self.n_draws
+        if len(machines) > 1:
+            n_each = max(_LEAST_DRAWS, math.ceil(self.n_draws / len(machines)))
         when = f" at step {step}"
 
-        def query() -> Draws:
-            return ask(self.sampler, rbm, self.n_draws, state, self._generator, when)
+        def query() -> list[Draws]:
+            return [
+                ask(self.sampler, rbm, n_each, each and each.state, self._generator, when)
+                for rbm, each in zip(machines, last, strict=True)
+            ]
 
         try:
             if not getattr(self.sampler, "asked_once", False):
                 return query()
-            return from_first_rank(lambda: query().cpu()).to(rbm.W)
+            shared = from_first_rank(lambda: [draws.cpu() for draws in query()])
+            return [draws.to(machines[0].W) for draws in shared]
         except SamplerError as error:
             text = f"{error} The model keeps its training up to that step."
             raise SamplerError(text) from error.__cause__
+
+    def _deliver(self, prior: Prior) -> None:
+        counts = [len(draws.visible) for draws in self._draws]
+        weights = None
+        if any(draws.weights is not None for draws in self._draws):
+            weights = torch.cat([_weights(draws) for draws in self._draws])
+        prior.deliver(torch.cat([draws.visible for draws in self._draws]), weights, counts)
+
+
+def _weights(draws: Draws) -> Tensor:
+    """Weights of draws, where others are weighted too."""
+    if draws.weights is not None:
+        return draws.weights
+    return draws.visible.new_ones(len(draws.visible))
 
 
 def prior_of(pl_module: pl.LightningModule) -> Prior:

@@ -10,11 +10,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from scvi.model._utils import get_max_epochs_heuristic
 from scvi.module.base import BaseModuleClass
-from scvi.train import Trainer, TrainingPlan
+from scvi.train import SemiSupervisedTrainingPlan, Trainer, TrainingPlan
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from scqbm._checks import amount
+from scqbm._checks import amount, not_negative
 from scqbm.samplers import Sampler
 from scqbm.train._epoch_means import EpochMeansMixin
 from scqbm.train._negative_phase import NegativePhase, prior_of
@@ -199,6 +199,58 @@ class QBMTrainingPlan(BoltzmannPlanMixin, TrainingPlan):
         )
 
 
+class QBMANVITrainingPlan(BoltzmannPlanMixin, SemiSupervisedTrainingPlan):
+    """:class:`scvi.train.SemiSupervisedTrainingPlan` with the defaults of QBMANVI.
+
+    Parameters
+    ----------
+    module
+        The module to train.
+    n_classes
+        Labels.
+    sampler, sample_every, n_negatives, prior_lr
+        As in :class:`BoltzmannPlanMixin`.
+    classification_ratio
+        Weight of the cross entropy of the known labels, besides their part in the ELBO.
+    lr
+        Learning rate of the networks.
+    n_epochs_constant_lr, n_epochs_kl_warmup
+        As in :class:`QBMTrainingPlan`.
+    **kwargs
+        Those of :class:`scvi.train.SemiSupervisedTrainingPlan`.
+    """
+
+    def __init__(
+        self,
+        module: BaseModuleClass,
+        n_classes: int,
+        *,
+        sampler: Sampler | None = None,
+        sample_every: int = 1,
+        n_negatives: int = 256,
+        prior_lr: float | None = None,
+        classification_ratio: float = 50,
+        lr: float = DEFAULT_LR,
+        n_epochs_constant_lr: int | None = 30,
+        n_epochs_kl_warmup: int | None = 20,
+        **kwargs,
+    ):
+        not_negative("classification_ratio", classification_ratio)
+        super().__init__(
+            module,
+            n_classes,
+            sampler=sampler,
+            sample_every=sample_every,
+            n_negatives=n_negatives,
+            prior_lr=prior_lr,
+            classification_ratio=classification_ratio,
+            lr=lr,
+            n_epochs_constant_lr=n_epochs_constant_lr,
+            n_epochs_kl_warmup=n_epochs_kl_warmup,
+            **kwargs,
+        )
+
+
 def default_epochs(n_cells: int) -> int:
     """Epochs that bring the held-out ELBO to its best, as measured; never more than SCVI takes.
 
@@ -215,5 +267,5 @@ def plan_arguments() -> set[str]:
     def names(*classes: type) -> set[str]:
         return {name for cls in classes for name in signature(cls).parameters}
 
-    plan = names(QBMTrainingPlan, BoltzmannPlanMixin, TrainingPlan)
-    return plan - names(Trainer, pl.Trainer) - {"module", "args", "loss_kwargs"}
+    plan = names(QBMANVITrainingPlan, QBMTrainingPlan, BoltzmannPlanMixin, TrainingPlan)
+    return plan - names(Trainer, pl.Trainer) - {"module", "n_classes", "args", "loss_kwargs"}

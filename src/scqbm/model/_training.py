@@ -1,0 +1,61 @@
+"""What QBMVI and QBMANVI do around scvi-tools' training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from scvi.model.base import BaseModelClass
+from torch import nn
+
+from scqbm.samplers import Sampler, SamplerError
+from scqbm.train import Checkpoints, check_checkpoint, plan_arguments
+
+
+def prepared(
+    module: nn.Module | None,
+    plan_kwargs: Any,
+    trainer_kwargs: dict[str, Any],
+    *,
+    sampler: Sampler | None,
+    sample_every: int | None,
+    checkpoint_every: int | None,
+    checkpoint_dir: str | os.PathLike,
+) -> tuple[Any, dict[str, Any]]:
+    """``plan_kwargs`` and ``trainer_kwargs`` with our own arguments in them."""
+    for name in trainer_kwargs.keys() & plan_arguments():  # the trainer would be blamed for these
+        raise TypeError(
+            f"`{name}` is an argument of the training plan: pass "
+            f"plan_kwargs={{{name!r}: {trainer_kwargs[name]!r}}}."
+        )
+    if trainer_kwargs.get("ckpt_path") is not None:
+        check_checkpoint(trainer_kwargs["ckpt_path"], module)
+    if checkpoint_every is not None:
+        saver = Checkpoints(checkpoint_dir, checkpoint_every)
+        callbacks = [*(trainer_kwargs.get("callbacks") or ()), saver]
+        trainer_kwargs = {**trainer_kwargs, "callbacks": callbacks}
+    given = {"sampler": sampler, "sample_every": sample_every}
+    given = {name: value for name, value in given.items() if value is not None}
+    return ({**as_dict(plan_kwargs), **given} if given else plan_kwargs), trainer_kwargs
+
+
+def as_dict(kwargs: Any) -> dict[str, Any]:
+    """Keyword arguments in any form that scvi-tools takes."""
+    if kwargs is None:
+        return {}
+    return dict(kwargs.to_kwargs() if hasattr(kwargs, "to_kwargs") else kwargs)
+
+
+@contextmanager
+def keeping_what_was_learnt(model: BaseModelClass) -> Iterator[None]:
+    """After an error of the sampler, the model can be used and saved as it was at that step."""
+    try:
+        yield
+    except SamplerError:
+        model.module.eval()
+        model.is_trained_ = True
+        raise
+    finally:
+        model._summarise()
