@@ -1,8 +1,8 @@
-"""Run scvi-tools' own tests with SCVI read as QBMVI: what a drop-in must pass.
+"""Run scvi-tools' own tests with SCVI read as QBMVI, SCANVI as QBMANVI: what a drop-in must pass.
 
-    python tests/upstream.py                                  tests/model/test_scvi.py
+    python tests/upstream.py                                  test_scvi.py and test_scanvi.py
     python tests/upstream.py tests/train tests/criticism      other files or folders of its tests
-    python tests/upstream.py --plain ...                      SCVI itself, for comparison
+    python tests/upstream.py --plain ...                      as they are, for comparison
     python tests/upstream.py --sdist FILE ...                 without downloading
 
 The tests are those of the installed release. Whatever else is given goes to pytest, whose exit
@@ -23,14 +23,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DEFAULT = "tests/model/test_scvi.py"
+DEFAULT = ["tests/model/test_scvi.py", "tests/model/test_scanvi.py"]
+OURS = {"SCVI": "QBMVI", "SCANVI": "QBMANVI"}
 
-# Tests that cannot hold for QBMVI: a text in the source of each, and why.
+# Tests that cannot hold for our models: a text in the source of each, and why.
 EXEMPT = {
     "def test_backwards_compatible_loading(": "downloads weights of SCVI, which QBMVI cannot load",
     "def test_backup_url(": "downloads weights of SCVI, which QBMVI cannot load",
+    "module.classifier.classifier": "looks into SCANVI's classifier, which QBMANVI does not have",
+    "def test_scanvi_logits_backwards_compat(": "is about SCANVI's classifier, as above",
+    "def test_scanvi_pre_logits_fix_load(": "loads a saved SCANVI, which QBMANVI cannot load",
     "def test_scvi_mlflow(": "needs an MLflow server of the scvi-tools developers",
-    "SCANVI.from_scvi_model(": "QBMVI refuses: SCANVI assumes Gaussian latents under N(0, I)",
 }
 
 
@@ -62,18 +65,18 @@ def unpack(file: Path, folder: Path) -> None:
     conftest.write_text("import rich.pretty  # scvi-tools 1.4.2 forgets to\n" + text)
 
 
-def read_scvi_as_qbmvi(source: str) -> str:
-    """``source`` with QBMVI under the name of SCVI; every line keeps its number."""
+def read_as_ours(source: str) -> str:
+    """``source`` with our models under the names of theirs; every line keeps its number."""
     lines = source.splitlines()
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if not isinstance(node, ast.ImportFrom) or node.module != "scvi.model":
             continue
-        ours = [a for a in node.names if a.name == "SCVI"]
-        theirs = [ast.unparse(a) for a in node.names if a.name != "SCVI"]
+        ours = [a for a in node.names if a.name in OURS]
+        theirs = [ast.unparse(a) for a in node.names if a.name not in OURS]
         if not ours:
             continue
-        statements = [f"from scqbm import QBMVI as {a.asname or a.name}" for a in ours]
+        statements = [f"from scqbm import {OURS[a.name]} as {a.asname or a.name}" for a in ours]
         if theirs:
             statements.append(f"from scvi.model import {', '.join(theirs)}")
         first, last = node.lineno - 1, node.end_lineno - 1
@@ -81,7 +84,8 @@ def read_scvi_as_qbmvi(source: str) -> str:
         lines[first : last + 1] = [""] * (last - first + 1)
         lines[first] = before + "; ".join(statements) + after
     text = "\n".join(lines)
-    text = re.sub(r"\bscvi\.model\.SCVI\b", '__import__("scqbm").QBMVI', text)
+    for theirs, ours in OURS.items():
+        text = re.sub(rf"\bscvi\.model\.{theirs}\b", f'__import__("scqbm").{ours}', text)
     text = text.replace('"VAE.loss"', '"QBVAE.loss"')  # the module's name in an error message
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
@@ -98,19 +102,19 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sdist", type=Path, help="source distribution of scvi-tools")
-    parser.add_argument("--plain", action="store_true", help="leave SCVI as it is")
+    parser.add_argument("--plain", action="store_true", help="leave their models as they are")
     options, arguments = parser.parse_known_args()
     file = options.sdist or sdist()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         unpack(file, folder)
         if not any((folder / a.partition("::")[0]).exists() for a in arguments):
-            arguments.append(DEFAULT)
+            arguments += DEFAULT
         if not options.plain:
             for argument in arguments:
                 path = folder / argument.partition("::")[0]
                 for test in [path] if path.is_file() else path.rglob("*.py"):
-                    test.write_text(read_scvi_as_qbmvi(test.read_text()))
+                    test.write_text(read_as_ours(test.read_text()))
         paths = [str(ROOT / "src"), str(folder), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:warnings", *arguments]

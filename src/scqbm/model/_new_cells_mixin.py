@@ -11,7 +11,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from scqbm._checks import positive, whole
-from scqbm.ising import can_enumerate
+from scqbm.ising import RBM, can_enumerate
 from scqbm.model._conditions import (
     Like,
     cells_like,
@@ -66,8 +66,7 @@ class NewCellsMixin(_Model):
         whole("n_samples", n_samples)
         if sampler is not None:
             check_sampler(sampler)
-        cells = None if like is None else self._cells_like(like)
-        return self._draw_codes(n_samples, sampler, seed, cells, strength, steer)
+        return self._draw_codes(n_samples, sampler, seed, like, strength, steer)
 
     def sample_cells(
         self,
@@ -130,7 +129,7 @@ class NewCellsMixin(_Model):
         if sampler is not None:
             check_sampler(sampler)
         cells = None if like is None else self._cells_like(like)
-        codes = self._draw_codes(n_samples, sampler, seed, cells, strength, steer)
+        codes = self._draw_codes(n_samples, sampler, seed, like, strength, steer)
         drawn = self.decode(
             codes,
             batch=batch,
@@ -219,7 +218,7 @@ class NewCellsMixin(_Model):
         n_samples: int,
         sampler: Sampler | None,
         seed: int,
-        cells: np.ndarray | None = None,
+        like: Like | None = None,
         strength: float = 1.0,
         steer: Mapping[int, float] | None = None,
     ) -> np.ndarray:
@@ -227,18 +226,61 @@ class NewCellsMixin(_Model):
         positive("strength", strength)
         prior = self._prior()
         generator = torch.Generator(device=prior.log_z.device).manual_seed(seed)
-        rbm, fixed = prior.rbm(), None
-        if cells is not None:
-            mean = self.get_latent_representation(indices=cells).mean(0)
-            layers = prior.layers(torch.as_tensor(mean, device=prior.log_z.device))
-            fields = matching_fields(rbm, *layers, generator=generator)
-            rbm = rbm.shifted(*(strength * field for field in fields))
-        if steer is not None:
-            fixed = fixed_units(steer, prior).to(rbm.W)
-            visible, hidden = prior.layers(fixed)
-            rbm = rbm.held(
-                visible, torch.full_like(rbm.b, torch.nan) if hidden is None else hidden
-            )
+        fixed = None if steer is None else fixed_units(steer, prior).to(prior.rbm().W)
+        machines, shares = self._machines(like, strength, fixed, generator)
+        if len(machines) == 1:
+            return self._draws_of(machines[0], n_samples, sampler, fixed, generator)
+        of_which = torch.multinomial(shares, n_samples, True, generator=generator)
+        counts = torch.bincount(of_which, minlength=len(machines)).tolist()
+        codes = [
+            self._draws_of(rbm, n, sampler, fixed, generator)
+            for rbm, n in zip(machines, counts, strict=True)
+            if n > 0
+        ]
+        # each draw back to its place, so that the first draws are as good a sample as all
+        in_order = np.argsort(of_which.argsort(stable=True).cpu().numpy())
+        return np.concatenate(codes)[in_order]
+
+    def _machines(
+        self,
+        like: Like | None,
+        strength: float,
+        fixed: Tensor | None,
+        generator: torch.Generator,
+    ) -> tuple[list[RBM], Tensor]:
+        """Machines whose draws were asked for, the share of each, with units held if ``fixed``."""
+        prior = self._prior()
+        rbm = prior.rbm()
+        if like is not None:
+            rbm = self._resembling(rbm, self._cells_like(like), strength, generator)
+        return [self._held(rbm, fixed)], torch.ones(1)
+
+    def _resembling(
+        self, rbm: RBM, cells: np.ndarray, strength: float, generator: torch.Generator
+    ) -> RBM:
+        """The machine with fields that give its draws the mean code of these cells."""
+        prior = self._prior()
+        mean = self.get_latent_representation(indices=cells).mean(0)
+        layers = prior.layers(torch.as_tensor(mean, device=prior.log_z.device))
+        fields = matching_fields(rbm, *layers, generator=generator)
+        return rbm.shifted(*(strength * field for field in fields))
+
+    def _held(self, rbm: RBM, fixed: Tensor | None) -> RBM:
+        """The machine of the units that are not fixed."""
+        if fixed is None:
+            return rbm
+        visible, hidden = self._prior().layers(fixed)
+        return rbm.held(visible, torch.full_like(rbm.b, torch.nan) if hidden is None else hidden)
+
+    def _draws_of(
+        self,
+        rbm: RBM,
+        n_samples: int,
+        sampler: Sampler | None,
+        fixed: Tensor | None,
+        generator: torch.Generator,
+    ) -> np.ndarray:
+        prior = self._prior()
         if sampler is None:
             small = can_enumerate(rbm)
             sampler = ExactSampler() if small else GibbsSampler(n_sweeps=1000, n_anneal=1000)

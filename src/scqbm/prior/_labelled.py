@@ -14,7 +14,7 @@ from scqbm.ising import RBM, LogPartition, log_partition
 from scqbm.prior._base import log_mean_exp
 from scqbm.prior._rbm import RBMPrior
 
-_LEAST_CHAINS = 16  # of each label, for an estimate of log Z
+_LEAST_CHAINS = 64  # of each label, for an estimate of log Z
 
 
 class LabelledLogPartition(LogPartition):

@@ -103,7 +103,9 @@ class EpochMeansMixin(_Plan):
 
 
 def _n_cells(batch: Any) -> int:
-    """Cells of a minibatch, as Lightning counts them."""
+    """Cells of a minibatch; of two, the first is that of all cells."""
+    if isinstance(batch, list | tuple) and batch and isinstance(batch[0], dict):
+        batch = batch[0]
     if isinstance(batch, dict):  # found at once, without a warning about tensors of other lengths
         for value in batch.values():
             if isinstance(value, Tensor):

@@ -19,7 +19,7 @@ from scqbm.train._monitor import Monitor
 from scqbm.train._ranks import from_first_rank
 
 _GAP_EVERY = 10  # steps between two comparisons of mean energies, which keeps them cheap
-_LEAST_DRAWS = 16  # from each machine, where a prior has several
+_LEAST_DRAWS = 32  # from each machine, where a prior has several
 
 
 class NegativePhase(Callback):
@@ -42,7 +42,7 @@ class NegativePhase(Callback):
     sampler
         Any :class:`~scqbm.samplers.Sampler`; by default persistent block Gibbs chains.
     n_draws
-        Negatives a query; a prior with several machines divides them, with 16 each at least.
+        Negatives a query; a prior with several machines divides them, with 32 each at least.
     every
         Query at every ``every``-th step, and reuse the draws in between.
     """
@@ -87,8 +87,12 @@ class NegativePhase(Callback):
         self._clock = restored["clock"]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the epoch's record of the negatives' health."""
+        """Start the epoch's record of the negatives' health; weigh several machines anew."""
         self._monitor.start_epoch()
+        prior = prior_of(pl_module)
+        if prior.learns and len(prior.machines()) > 1:
+            # a machine that is followed with an error gets too much weight, and then grows
+            self._log_z.refresh(prior, self._generator)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
