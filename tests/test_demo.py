@@ -50,6 +50,11 @@ def test_demo_with_cell_types(run):
     assert said.index("200 cells, 60 genes, 2 epochs") < said.index("QBMVI: held-out -ELBO")
 
 
+def test_demo_predicts_types_if_their_column_is_named(run):
+    _, said = run("--epochs", "2", "--labels-key", "cell_type")
+    assert "With the types of 10% of the cells, QBMANVI finds those of " in said
+
+
 @pytest.mark.parametrize(
     ("options", "columns"), [((), ["batch"]), (("--labels-key", ""), ["batch", "cell_type"])]
 )

@@ -316,13 +316,13 @@ def test_new_cells_of_a_type(trained):
     name = trained._types()[1]
     cells = trained.sample_cells(200, like={"label": name})
     again = trained.predict(_registered(cells, trained))
-    assert (again == name).mean() > 0.9
+    assert (again == name).mean() > 0.7  # a third by chance
     both = trained.sample_cells(100, like={"label": list(trained._types()[:2])})
     assert set(trained.predict(_registered(both, trained))) >= set(trained._types()[:2])
     # cells named by another column, or by position, are matched type by type
     some = np.flatnonzero(trained.predict() == name)[:40]
     near = trained.sample_cells(100, like=some)
-    assert (trained.predict(_registered(near, trained)) == name).mean() > 0.9
+    assert (trained.predict(_registered(near, trained)) == name).mean() > 0.7
 
 
 def _registered(cells, model):
@@ -418,3 +418,9 @@ def test_dispersion_by_label_and_posteriors():
     model.train(1, **QUIET)
     assert np.isfinite(model.get_elbo())
     assert isinstance(model.module.z_encoder(torch.zeros(2, 100))[0], BitPosterior)
+
+
+def test_a_landscape_is_for_qbmvi(trained):
+    with pytest.raises(NotImplementedError, match="call it on the QBMVI model") as caught:
+        trained.get_landscape()
+    assert_one_sentence(caught.value)

@@ -17,12 +17,13 @@ import scvi
 import torch
 from anndata import AnnData, read_h5ad
 
-from scqbm import QBMVI, benchmark, pl
+from scqbm import QBMANVI, QBMVI, benchmark, pl
 from scqbm.data import prepare, simulate
 
 MAX_CELLS = 10_000  # keeps the demo short
 LABELS = "cell_type"
 PCA = "PCA"  # before integration
+KNOWN, UNKNOWN = 0.1, "Unknown"  # share of the types that QBMANVI is told, and the other cells
 MODELS = {"QBMVI": QBMVI, "SCVI": scvi.model.SCVI}
 
 
@@ -68,6 +69,8 @@ def main(argv: list[str] | None = None) -> None:
             table = _table([score.result() for score in scores])
             table.to_csv(args.out / "scib.csv")
             _say(table.to_string(float_format="{:.3f}".format))
+    if args.labels_key:
+        _few_labels(models["QBMVI"], adata, label_key, args.seed)
     _say(f"{'Figures' if label_key is None else 'Scores and figures'} are in {args.out}/")
 
 
@@ -90,7 +93,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--labels-key",
-        help='column of obs with the cell types (default: cell_type, if there is one; "": none)',
+        help="column of obs with the cell types (default: cell_type, if there is one; none with "
+        '""); if it is given, QBMANVI also predicts them from a tenth of them',
     )
     parser.add_argument(
         "--out", type=Path, default=Path("demo_output"), help="folder for the results"
@@ -144,6 +148,25 @@ def _train(cls: Any, adata: AnnData, batch_key: str, epochs: int):
     if cls is QBMVI:
         adata.obs["prior_energy"] = model.get_prior_energy()
     return model
+
+
+def _few_labels(model: QBMVI, adata: AnnData, label_key: str | None, seed: int) -> None:
+    """How many types QBMANVI finds if it knows every tenth."""
+    if label_key is None:
+        return
+    rng = np.random.default_rng(seed)
+    types = adata.obs[label_key].astype(str).to_numpy()
+    known = rng.random(adata.n_obs) < KNOWN
+    known[np.unique(types, return_index=True)[1]] = True  # one of each type at least
+    adata.obs["known_type"] = pd.Categorical(np.where(known, types, UNKNOWN))
+    labelled = QBMANVI.from_qbmvi_model(model, UNKNOWN, labels_key="known_type")
+    labelled.train()
+    adata.obs["predicted_type"] = predicted = labelled.predict()
+    right = (predicted == types)[~known].mean()
+    _say(
+        f"With the types of {KNOWN:.0%} of the cells, QBMANVI finds those of {right:.0%} of the "
+        "others."
+    )
 
 
 def _second_process() -> Executor:

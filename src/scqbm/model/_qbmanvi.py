@@ -1,17 +1,13 @@
-"""QBMANVI, scvi.model.SCANVI with a Boltzmann prior over code and label."""
+"""QBMANVI, SCANVI of scvi-tools with a Boltzmann prior (long: all its arguments spelled out)."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import torch
 from anndata import AnnData
 from lightning.pytorch import LightningDataModule
 from scvi import REGISTRY_KEYS, settings
@@ -29,13 +25,10 @@ from scvi.data.fields import (
 from scvi.dataloaders import SemiSupervisedDataSplitter
 from scvi.model.base import SemisupervisedTrainingMixin
 from scvi.train._callbacks import SubSampleLabels
-from sklearn.linear_model import LogisticRegression
-from torch import Tensor
 
-from scqbm import _checks
-from scqbm.ising import RBM, log_partition
-from scqbm.model._conditions import Like
 from scqbm.model._counts import check_counts
+from scqbm.model._label_checks import check_known, check_labels, check_scanvi_arguments
+from scqbm.model._labels_mixin import LabelsMixin
 from scqbm.model._qbmvi import QBMVI
 from scqbm.model._training import as_dict, keeping_what_was_learnt, prepared
 from scqbm.module import QBANVAE
@@ -43,7 +36,7 @@ from scqbm.samplers import Sampler
 from scqbm.train import QBMANVITrainingPlan, default_epochs
 
 
-class QBMANVI(QBMVI, SemisupervisedTrainingMixin):
+class QBMANVI(LabelsMixin, QBMVI, SemisupervisedTrainingMixin):
     """QBMVI for cells of which some have a known type, as :class:`scvi.model.SCANVI` is for SCVI.
 
     The label of a cell is a unit of the Boltzmann machine, with one value for each label. The
@@ -91,7 +84,7 @@ class QBMANVI(QBMVI, SemisupervisedTrainingMixin):
     ):
         if adata is None and registry is None:
             raise ValueError("`adata` or `registry` must be given.")
-        _check_scanvi_arguments(kwargs)
+        check_scanvi_arguments(kwargs)
         super().__init__(adata, registry, **kwargs)
         self._set_indices_and_labels(datamodule)
         self.n_labels = self.module.prior.n_labels
@@ -134,9 +127,9 @@ class QBMANVI(QBMVI, SemisupervisedTrainingMixin):
         setup_method_args = cls._get_setup_method_args(**locals())
         source = kwargs.get("source_registry")
         if source is None:
-            _check_labels(adata, labels_key, unlabeled_category)
+            check_labels(adata, labels_key, unlabeled_category)
         elif labels_key in adata.obs:
-            _check_known(adata.obs[labels_key], source)
+            check_known(adata.obs[labels_key], source)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
@@ -241,32 +234,6 @@ class QBMANVI(QBMVI, SemisupervisedTrainingMixin):
         """:meth:`from_qbmvi_model` under SCANVI's name."""
         return cls.from_qbmvi_model(scvi_model, *args, **kwargs)
 
-    def _fit_label_unit(self) -> None:
-        """Start the label unit from a logistic regression of the known labels on the codes."""
-        self.module.eval()
-        self.is_trained_ = True  # its codes are
-        codes = np.asarray(self.get_latent_representation())
-        self.is_trained_ = False
-        labels = np.asarray(self.labels_)[self._labeled_indices]
-        if len(set(labels)) < 2:
-            return
-        # on one scale: with few labels the penalty decides which units count
-        mean, scale = codes.mean(0), np.maximum(codes.std(0), 1e-6)
-        known = (codes[self._labeled_indices] - mean) / scale
-        fit = LogisticRegression(max_iter=2000).fit(known, labels)
-        weights, bias = fit.coef_ / scale, fit.intercept_
-        if len(fit.classes_) == 2:  # one row for two labels
-            weights, bias = np.concatenate([-weights, weights]) / 2, np.array([-bias, bias]) / 2
-        bias = bias.ravel() - weights @ mean
-        types, prior = list(self._types()), self.module.prior
-        with torch.no_grad():
-            # a label without cells starts as unlikely as the rarest
-            prior.label_bias.fill_(float(bias.min()))
-            for name, w, b in zip(fit.classes_, weights, bias, strict=True):
-                i = types.index(name)
-                prior.label_field[i], prior.label_bias[i] = torch.as_tensor(w), float(b)
-        prior.set_log_partition(prior.log_partition())
-
     def train(  # type: ignore[override]  # the arguments are those of SCANVI
         self,
         max_epochs: int | None = None,
@@ -360,165 +327,11 @@ class QBMANVI(QBMVI, SemisupervisedTrainingMixin):
                 **trainer_kwargs,
             )
 
-    def predict(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | np.ndarray | None = None,
-        soft: bool = False,
-        batch_size: int | None = None,
-        use_posterior_mean: bool = True,
-        ig_interpretability: bool = False,
-        ig_args: dict | None = None,
-        dataloader: Iterable[dict[str, Tensor]] | None = None,
-        *,
-        reject: float = 0.0,
-    ) -> Any:
-        """The label of each cell, or the probability of each label.
-
-        Parameters
-        ----------
-        adata
-            The cells, with the genes of the training data; the training data by default.
-        indices
-            Positions of the cells, or a Boolean mask; all by default.
-        soft
-            Return a table with the probability of each label.
-        batch_size
-            Cells at a time; ``scvi.settings.batch_size`` by default.
-        use_posterior_mean
-            ``False`` predicts from one draw of each cell's code in the place of its mean.
-        ig_interpretability, ig_args
-            Also return what each gene contributes, as SCANVI does (needs captum).
-        dataloader
-            Minibatches in the place of ``adata``, as dictionaries of tensors.
-        reject
-            Give cells the unlabelled category if no label makes their code likely: if their least
-            energy (:meth:`get_label_energies`) is above that of all but this share of the labelled
-            training cells.
-
-        Examples
-        --------
-        >>> adata.obs["predicted"] = model.predict(reject=0.01)
-        """
-        _checks.amount("reject", reject, below=1)
-        self._check_if_trained(warn=False)
-        if ig_interpretability:
-            if reject > 0:
-                raise ValueError("`reject` cannot be combined with ig_interpretability=True.")
-            return SemisupervisedTrainingMixin.predict(
-                self, adata, indices, soft, batch_size, use_posterior_mean, True, ig_args
-            )
-        names = self._names(adata, indices, dataloader)
-        which = {
-            "adata": adata,
-            "indices": indices,
-            "batch_size": batch_size,
-            "dataloader": dataloader,
-            "representation": "mean" if use_posterior_mean else "sample",
-        }
-        scores = self._scores(which)
-        if soft:
-            probabilities = scores.softmax(-1).numpy()
-            return pd.DataFrame(probabilities, columns=self._types(), index=names)
-        predicted = self._types()[scores.argmax(-1).numpy()]
-        if reject > 0:
-            labelled = np.intersect1d(self._labeled_indices, self.train_indices_)
-            usual = self._energies({"indices": labelled}).amin(-1)
-            unusual = self._energies(which).amin(-1) > np.quantile(usual, 1 - reject)
-            predicted[unusual.numpy()] = self.unlabeled_category_
-        return predicted
-
-    def get_label_energies(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | np.ndarray | None = None,
-        batch_size: int | None = None,
-        dataloader: Iterable[dict[str, Tensor]] | None = None,
-    ) -> pd.DataFrame:
-        """Energy of each cell's mean code together with each label: ``-log p(z, y)`` less log Z.
-
-        The label of least energy is the one that :meth:`predict` gives. A cell whose least energy
-        is high has a code that no label makes likely.
-
-        Parameters
-        ----------
-        adata, indices, batch_size, dataloader
-            As in :meth:`predict`.
-
-        Examples
-        --------
-        >>> unusual = model.get_label_energies().min(axis=1)
-        """
-        self._check_if_trained(warn=False)
-        names = self._names(adata, indices, dataloader)
-        which = {"adata": adata, "indices": indices, "batch_size": batch_size}
-        energies = self._energies({**which, "dataloader": dataloader}).numpy()
-        return pd.DataFrame(energies, columns=self._types(), index=names)
-
-    def _names(self, adata: Any, indices: Any, dataloader: Any) -> pd.Index | None:
-        """Names of the cells that were asked for, where they have any."""
-        if dataloader is not None:
-            return None
-        self._need_cells("dataloader")
-        names = self._validate_anndata(adata).obs_names
-        return names if indices is None else names[_checks.which_cells(len(names), indices)]
-
-    @torch.inference_mode()
-    def _scores(self, which: dict[str, Any]) -> Tensor:
-        """Scores of the labels for each cell."""
-        codes = torch.as_tensor(self.get_latent_representation(**which), device=self.device)
-        return self.module.prior.label_scores(codes).cpu()
-
-    @torch.inference_mode()
-    def _energies(self, which: dict[str, Any]) -> Tensor:
-        """Energy of each cell's code with each label."""
-        prior = self.module.prior
-        codes = torch.as_tensor(self.get_latent_representation(**which), device=self.device)
-        without_label = prior.energy(codes) - prior.label_energy(codes)
-        return (without_label.unsqueeze(-1) - prior.label_scores(codes)).cpu()
-
-    def _machines(
-        self,
-        like: Like | None,
-        strength: float,
-        fixed: Tensor | None,
-        generator: torch.Generator,
-    ) -> tuple[list[RBM], Tensor]:
-        """One machine a label; labels that ``like`` asks for need no fields but their own."""
-        prior = self.module.prior
-        types, rbm = self._types(), prior.rbm()
-        each = [
-            rbm.shifted(*prior.layers(strength * u)) for u in prior.label_field.detach().to(rbm.W)
-        ]
-        if like is None:
-            machines = [self._held(machine, fixed) for machine in prior.machines()]
-            shares = prior.label_shares
-            if fixed is not None:  # fixed units make some labels likelier
-                given = prior.label_scores(fixed.nan_to_num(0.0), frozen=True).double().cpu()
-                left = [log_partition(rbm, generator=generator).value for rbm in machines]
-                shares = (given + torch.tensor(left)).softmax(0).to(shares)
-            return machines, shares
-        cells = self._cells_like(like)
-        if isinstance(like, Mapping) and set(like) == {self.original_label_key}:
-            labels = np.asarray(self.adata.obs[self.original_label_key])[cells]
-            if self.unlabeled_category_ not in labels:
-                asked = [i for i, name in enumerate(types) if name in labels]
-                shares = torch.tensor([float((labels == types[i]).sum()) for i in asked])
-                return [self._held(each[i], fixed) for i in asked], shares
-        predicted = self._scores({"indices": cells}).argmax(-1).numpy()
-        asked, counts = np.unique(predicted, return_counts=True)
-        plain = prior.machines()
-        machines = [
-            self._held(
-                self._resembling(plain[i], cells[predicted == i], strength, generator), fixed
-            )
-            for i in asked
-        ]
-        return machines, torch.tensor(counts, dtype=torch.float)
-
-    def _types(self) -> np.ndarray:
-        """Names of the labels, in the order of the scores."""
-        return np.asarray(self._label_mapping[: self.n_labels], dtype=object)
+    def get_landscape(self, *args: Any, **kwargs: Any) -> AnnData:
+        """Not for a prior with labels."""
+        raise NotImplementedError(
+            "get_landscape needs a prior without labels: call it on the QBMVI model."
+        )
 
     def _summarise(self) -> None:
         super()._summarise()
@@ -527,56 +340,3 @@ class QBMANVI(QBMVI, SemisupervisedTrainingMixin):
             self._model_summary_string += (
                 f" Labels: {types}; without a label: {self.unlabeled_category_!r}."
             )
-
-
-def _check_scanvi_arguments(kwargs: dict[str, Any]) -> None:
-    """Take those of SCANVI out that ask for what QBMANVI does; refuse the others."""
-    for name, ours in (("linear_classifier", True), ("use_labels_groups", False)):
-        if kwargs.pop(name, ours) is not ours:
-            raise ValueError(
-                f"`{name}` must be {ours}: the label unit of the prior is the only classifier."
-            )
-    for name in ("classifier_parameters", "labels_groups", "y_prior"):
-        if kwargs.pop(name, None) is not None:
-            raise ValueError(
-                f"`{name}` is an argument of SCANVI only: QBMANVI has no classifier besides the "
-                "label unit of its prior."
-            )
-
-
-def _check_known(labels: pd.Series, source: dict[str, Any]) -> None:
-    """No label that the reference does not have."""
-    field = source["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
-    known = set(field["categorical_mapping"])
-    if new := sorted(str(label) for label in labels.dropna().unique() if label not in known):
-        raise ValueError(
-            f"The reference model has no label {', '.join(map(repr, new))}: give such cells the "
-            f"unlabelled category, {field['unlabeled_category']!r}."
-        )
-
-
-def _check_labels(adata: AnnData, labels_key: str, unlabeled_category: str) -> None:
-    """A column of labels that can be learnt from, or one sentence."""
-    _checks.column(adata, "labels_key", labels_key)
-    labels = adata.obs[labels_key]
-    n_missing = int(labels.isna().sum())
-    if n_missing:
-        raise ValueError(
-            f"{n_missing} cells have no value in adata.obs[{labels_key!r}]: give them the "
-            f"unlabelled category, {unlabeled_category!r}."
-        )
-    values = set(labels.unique())
-    types = sorted(map(str, values - {unlabeled_category}))
-    if len(types) < 2:
-        found = f"only {types[0]!r}" if types else "none"
-        raise ValueError(
-            f"adata.obs[{labels_key!r}] must hold at least two labels besides "
-            f"{unlabeled_category!r}, but has {found}."
-        )
-    if unlabeled_category not in values:
-        warnings.warn(
-            f"No cell has the unlabelled category {unlabeled_category!r} in "
-            f"adata.obs[{labels_key!r}], so all cells count as labelled.",
-            UserWarning,
-            stacklevel=settings.warnings_stacklevel,
-        )
