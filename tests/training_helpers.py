@@ -2,7 +2,7 @@
 
 import scvi
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from scqbm import QBMVI
 from scqbm.samplers import ExactSampler, Sampler
@@ -48,6 +48,12 @@ class Watch(Callback):
     def __init__(self, hook, look):
         self.seen = []
         setattr(self, hook, lambda trainer, plan, *_: self.seen.append(look(plan)))
+
+
+def steps_kept(folder, every):
+    """Arguments of ``train`` that keep a checkpoint of every so many steps: ``step=7.ckpt``."""
+    saver = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=every)
+    return {"callbacks": [saver], "enable_checkpointing": True}
 
 
 def coupling(model):

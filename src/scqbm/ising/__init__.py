@@ -12,6 +12,11 @@ layer ``v`` and a hidden layer ``h``:
 Couplings act on bits centred at one half, that is on half a spin: to exchange the two values of a
 bit only changes signs, and with ``W = 0`` the biases are log-odds (or Gaussian means).
 
+Hidden units may be spins in a transverse field ``gamma`` (a quantum Boltzmann machine with a
+diagonal visible layer): ``exp(-H) / tr exp(-H)`` with the same energy in the place of ``H`` and
+``-gamma X`` for each hidden spin, in units of the temperature. :mod:`scqbm.ising._transverse` has
+their formulas.
+
 A label unit ``y`` (:class:`scqbm.prior.LabelledPrior`) adds ``-(c_y + U_y.z)`` to the energy of a
 code ``z``. To fix ``y`` only adds fields to the biases, so that samplers see bits only.
 
@@ -26,6 +31,7 @@ from scqbm.ising._exact import (
     all_states,
     can_enumerate,
     enumerate_hidden,
+    enumerate_visible,
     exact_log_partition,
     smaller_hidden,
     smaller_side,
@@ -34,6 +40,7 @@ from scqbm.ising._exact import (
 from scqbm.ising._health import autocorrelation, effective_beta, effective_number
 from scqbm.ising._rbm import RBM, bits_to_spins, draw_units, spins_to_bits
 from scqbm.ising._topology import TOPOLOGIES, Layout, ideal_graph, native_layout
+from scqbm.ising._transverse import draw as draw_hidden
 
 __all__ = [
     "MAX_EXACT_UNITS",
@@ -47,10 +54,12 @@ __all__ = [
     "autocorrelation",
     "bits_to_spins",
     "can_enumerate",
+    "draw_hidden",
     "draw_units",
     "effective_beta",
     "effective_number",
     "enumerate_hidden",
+    "enumerate_visible",
     "exact_log_partition",
     "ideal_graph",
     "log_partition",

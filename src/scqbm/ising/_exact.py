@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -13,8 +14,10 @@ MAX_EXACT_UNITS = 20  # a million states: under a second, about as long as annea
 _CHUNK = 2**14
 
 
-def smaller_side(rbm: RBM) -> int:
-    """Units that enumeration has to run over: the smaller layer of bits."""
+def smaller_side(rbm: RBM) -> float:
+    """Units that enumeration has to run over: the smaller layer of bits, infinite if none is."""
+    if rbm.gamma is not None:  # only visible bits have states that can be listed
+        return math.inf if rbm.gaussian else rbm.n_visible
     return rbm.n_hidden if rbm.gaussian else min(rbm.n_visible, rbm.n_hidden)
 
 
@@ -37,11 +40,22 @@ def enumerate_hidden(rbm: RBM) -> Iterator[tuple[Tensor, Tensor]]:
         yield h, rbm.hidden_free_energy(h)
 
 
+def enumerate_visible(rbm: RBM) -> Iterator[tuple[Tensor, Tensor]]:
+    """All states of a visible layer of bits and their free energies, in chunks."""
+    n, like = 2**rbm.n_visible, {"dtype": rbm.W.dtype, "device": rbm.W.device}
+    for i in range(0, n, _CHUNK):
+        v = all_states(rbm.n_visible, i, min(i + _CHUNK, n), **like)
+        yield v, rbm.free_energy(v)
+
+
 @torch.no_grad()
 def exact_log_partition(rbm: RBM) -> Tensor:
     """``log Z`` by enumerating the smaller layer of bits and summing the other out."""
-    rbm, _ = smaller_hidden(rbm)
-    parts = [torch.logsumexp(-energy, 0) for _, energy in enumerate_hidden(rbm)]
+    if rbm.gamma is None:
+        rbm, _ = smaller_hidden(rbm)
+        parts = [torch.logsumexp(-energy, 0) for _, energy in enumerate_hidden(rbm)]
+    else:
+        parts = [torch.logsumexp(-energy, 0) for _, energy in enumerate_visible(rbm)]
     return torch.logsumexp(torch.stack(parts), 0)
 
 

@@ -49,13 +49,15 @@ def effective_beta(
     weights
         Weights of the draws, if not equal.
     """
-    if rbm.gaussian:
+    if rbm.gaussian and rbm.gamma is None:
         fields, upper, _ = rbm.hidden_ising()
         odds = -2 * (fields + bits_to_spins(hidden) @ (upper + upper.T))
         drawn = hidden
     else:
-        odds = torch.cat([rbm.visible_field(hidden), rbm.hidden_field(visible)], -1)
-        drawn = torch.cat([visible, hidden], -1)
+        odds, drawn = rbm.visible_field(hidden), visible
+        if rbm.gamma is None:  # else the hidden draws are no bits
+            odds = torch.cat([odds, rbm.hidden_field(visible)], -1)
+            drawn = torch.cat([drawn, hidden], -1)
     return pseudolikelihood_beta(odds * bits_to_spins(drawn), weights)
 
 

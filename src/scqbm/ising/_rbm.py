@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from scqbm.ising import _transverse
+
 
 @dataclass(frozen=True)
 class RBM:
@@ -24,12 +26,16 @@ class RBM:
         Couplings, shape ``(n_visible, n_hidden)``.
     gaussian
         Whether the visible units are real numbers with unit variance given the hidden ones.
+    gamma
+        Transverse fields of the hidden units, shape ``(n_hidden,)``, in units of the temperature.
+        Hidden draws are then numbers between 0 and 1. ``None`` for hidden bits.
     """
 
     a: Tensor
     b: Tensor
     W: Tensor
     gaussian: bool = False
+    gamma: Tensor | None = None
 
     @property
     def n_visible(self) -> int:
@@ -58,16 +64,25 @@ class RBM:
         x = self.hidden_field(v) if field is None else field
         # the centring of h adds half of all couplings of v, which needs no field: faster
         half = self.W.sum(1) / 2
-        energy = v @ (half - self.a) - softplus(x).sum(-1)
+        energy = v @ (half - self.a) - _transverse.log_sum(x, self.gamma).sum(-1)
         return energy if self.gaussian else energy - half.sum() / 2
 
     def hidden_free_energy(self, h: Tensor) -> Tensor:
-        """``F(h)``: the same with the visible layer summed (or integrated) out."""
+        """``F(h)``: the same with the visible layer summed (or integrated) out; for bits ``h``."""
+        self._need_bits("A free energy of the hidden layer")
         x = self.visible_field(h)
         if self.gaussian:
             return -(h @ self.b) - (x.square() / 2 + math.log(2 * math.pi) / 2).sum(-1)
         shift = ((h - 0.5) @ self.W.T).sum(-1) / 2
         return -(h @ self.b) + shift - softplus(x).sum(-1)
+
+    def classical(self) -> RBM:
+        """The machine without its transverse fields."""
+        return replace(self, gamma=None)
+
+    def _need_bits(self, what: str) -> None:
+        if self.gamma is not None:
+            raise ValueError(f"{what} needs hidden bits without a transverse field.")
 
     def _confinement(self, v: Tensor) -> Tensor | float:
         return v.square().sum(-1) / 2 if self.gaussian else 0.0
@@ -81,9 +96,13 @@ class RBM:
         """Log-odds (bits) or means (Gaussian) of the visible units given ``h``."""
         return h @ self.W.T + (self.a - self.W.sum(1) / 2)
 
+    def hidden_mean(self, v: Tensor) -> Tensor:
+        """Means of the hidden units given ``v``."""
+        return _transverse.mean(self.hidden_field(v), self.gamma)
+
     def draw_hidden(self, v: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Hidden bits given ``v``."""
-        return draw_units(self.hidden_field(v), generator=generator)
+        """Hidden units given ``v``: bits, or numbers between 0 and 1 in a transverse field."""
+        return _transverse.draw(self.hidden_field(v), self.gamma, generator)
 
     def draw_visible(self, h: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Visible units given ``h``."""
@@ -124,12 +143,13 @@ class RBM:
             visible = (self.a.square() / 2 + math.log(2 * math.pi) / 2).sum()
         else:
             visible = softplus(self.a).sum()
-        return visible + softplus(self.b).sum()
+        return visible + _transverse.log_sum(self.b, self.gamma).sum()
 
     def transposed(self) -> RBM:
         """Swap the layers (bits only)."""
         if self.gaussian:
             raise ValueError("A Gaussian layer cannot become the hidden layer.")
+        self._need_bits("An exchange of the layers")
         return RBM(a=self.b, b=self.a, W=self.W.T)
 
     def to(self, *args, **kwargs) -> RBM:
@@ -139,6 +159,7 @@ class RBM:
             self.b.to(*args, **kwargs),
             self.W.to(*args, **kwargs),
             self.gaussian,
+            None if self.gamma is None else self.gamma.to(*args, **kwargs),
         )
 
     def to_ising(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,6 +172,7 @@ class RBM:
         """
         if self.gaussian:
             raise ValueError("Integrate the Gaussian layer out before asking for spins.")
+        self._need_bits("An Ising model")
         fields = -torch.cat([self.a, self.b]) / 2
         return fields, -self.W / 4, fields.sum()
 
@@ -164,6 +186,7 @@ class RBM:
         """
         if not self.gaussian:
             raise ValueError("Only a Gaussian layer integrates to an Ising model.")
+        self._need_bits("An Ising model")
         fields = -(self.b + self.W.T @ self.a) / 2
         gram = self.W.T @ self.W
         constant = (self.a.square() / 2 + math.log(2 * math.pi) / 2).sum() + gram.trace() / 8
@@ -180,14 +203,11 @@ def draw_units(
 
     With ``out`` nothing is allocated: it receives the units, and ``field`` is used up.
     """
+    if not gaussian:
+        return _transverse.draw(field, None, generator, out)
     if out is None:
-        out = torch.empty(field.shape, dtype=field.dtype, device=field.device)
-        field = field if gaussian else field.sigmoid()
-    elif not gaussian:
-        field.sigmoid_()
-    if gaussian:
-        return out.normal_(generator=generator).add_(field)
-    return torch.lt(out.uniform_(generator=generator), field, out=out)
+        out = torch.empty_like(field)
+    return out.normal_(generator=generator).add_(field)
 
 
 def bits_to_spins(bits: Tensor) -> Tensor:

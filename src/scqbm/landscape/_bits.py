@@ -32,7 +32,11 @@ class PairEnergy:
 
     @classmethod
     def of(cls, rbm: RBM) -> PairEnergy:
-        """The energy of all bits; Gaussian units are where the hidden bits want them."""
+        """The energy of all bits; Gaussian units are where the hidden bits want them.
+
+        Of spins in a transverse field, it is the part along z.
+        """
+        rbm = rbm.classical()
         n_v, n_h = rbm.n_visible, rbm.n_hidden
         if rbm.gaussian:  # the least energy over v is -|a + W (h - 1/2)|^2 / 2 less b.h
             coupling = rbm.W.T @ rbm.W

@@ -104,8 +104,13 @@ class QBMVI(
         ``"zephyr"``, ``"pegasus"`` or the working graph of a chip: bits are coupled as the qubits
         of an annealer are, so that thousands of them fit on it. By default each unit of one layer
         is coupled to all of the other.
+    prior
+        ``"rbm"``: the prior is a restricted Boltzmann machine. ``"quantum"``: its hidden units are
+        spins in a transverse field, which is learnt. The machine is then a quantum Boltzmann
+        machine with a diagonal visible layer, the code. By default it has 64 hidden spins.
     **kwargs
-        More arguments of :class:`scqbm.module.QBVAE`, for example ``encode_covariates``.
+        More arguments of :class:`scqbm.module.QBVAE`, for example ``encode_covariates``, or
+        ``transverse_field`` and ``learn_transverse_field`` for ``prior="quantum"``.
 
     Examples
     --------
@@ -139,6 +144,7 @@ class QBMVI(
         decoder_dropout: float | None = None,
         entropy_bonus: float | None = None,
         prior_topology: Literal["zephyr", "pegasus"] | nx.Graph | None = None,
+        prior: Literal["rbm", "quantum"] = "rbm",
         **kwargs,
     ):
         if registry is not None:  # shipped datamodules sign theirs "SCVI", which load() rejects
@@ -161,6 +167,7 @@ class QBMVI(
             decoder_dropout=decoder_dropout,
             entropy_bonus=entropy_bonus,
             prior_topology=prior_topology,
+            prior=prior,
             n_cells=_n_cells(adata, registry),
             **kwargs,
         )
@@ -174,7 +181,9 @@ class QBMVI(
 
     def _summarise(self) -> None:
         """What ``print(model)`` shows: every argument, with what the defaults came to."""
-        names = "n_hidden n_layers dropout_rate dispersion gene_likelihood latent_distribution"
+        names = (
+            "n_hidden n_layers dropout_rate dispersion gene_likelihood latent_distribution prior"
+        )
         given = [f"{name}: {self._module_kwargs[name]}" for name in (*names.split(), "relaxation")]
         if self.module is None:
             chosen = "the rest is chosen by the number of cells when training begins"

@@ -43,6 +43,8 @@ class QBANVAE(SupervisedModuleClass, QBVAE):
     classifier = SimpleNamespace(logits=True)  # what SCANVI's methods ask of theirs
 
     def __init__(self, n_input: int, n_batch: int = 0, n_labels: int = 3, **kwargs: Any):
+        if kwargs.get("prior", "rbm") != "rbm":
+            raise ValueError("`prior` must be 'rbm' for a model with labels.")
         super().__init__(n_input, n_batch=n_batch, n_labels=n_labels, **kwargs)
         plain = self.prior
         self.prior = LabelledPrior(

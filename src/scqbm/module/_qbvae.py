@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,11 +22,13 @@ from scqbm.likelihood import sparse
 from scqbm.module._bits import RELAXATIONS, BitEncoder, BitPosterior, Relaxation
 from scqbm.module._boltzmann import BoltzmannMixin
 from scqbm.module._defaults import Defaults, check_family
-from scqbm.prior import RBMPrior
+from scqbm.prior import RBMPrior, TransverseFieldPrior
 
 if TYPE_CHECKING:
     import networkx as nx
 
+PRIORS = ("rbm", "quantum")
+QUANTUM_HIDDEN = 64  # as many as the second half of a code of 128 bits has
 GENE_LIKELIHOODS = ("zinb", "nb", "poisson", "normal")
 
 
@@ -96,6 +99,13 @@ class QBVAE(BoltzmannMixin, VAE):
         that no chains are needed there. The working graph of a chip
         (:attr:`scqbm.samplers.QPUSampler.graph`) also avoids its missing qubits. ``None`` couples
         all units of one layer to all of the other.
+    prior
+        ``"rbm"``, or ``"quantum"``: each hidden unit is a spin in a transverse field
+        (:class:`~scqbm.prior.TransverseFieldPrior`). By default with 64 of them for bits.
+    transverse_field
+        Field of ``"quantum"`` at the start, in units of the temperature.
+    learn_transverse_field
+        Whether that field is learnt, for each hidden unit on its own.
     n_cells
         Cells of the training data, by which :class:`~scqbm.module.Defaults` chooses what was left
         out; ``None`` if it is not known.
@@ -140,12 +150,18 @@ class QBVAE(BoltzmannMixin, VAE):
         decoder_dropout: float | None = None,
         entropy_bonus: float | None = None,
         prior_topology: Literal["zephyr", "pegasus"] | nx.Graph | None = None,
+        prior: Literal["rbm", "quantum"] = "rbm",
+        transverse_field: float = 1.0,
+        learn_transverse_field: bool = True,
         n_cells: int | None = None,
     ):
         check_family(latent_distribution)
+        one_of("prior", prior, PRIORS)
         one_of("relaxation", relaxation, RELAXATIONS)
         one_of("gene_likelihood", gene_likelihood, GENE_LIKELIHOODS)
         positive("temperature", temperature)
+        if prior == "quantum" and n_prior_hidden is None and latent_distribution == "bernoulli":
+            n_prior_hidden = QUANTUM_HIDDEN
         chosen = Defaults.for_cells(n_cells, latent_distribution).with_given(
             n_latent=n_latent,
             n_prior_hidden=n_prior_hidden,
@@ -207,7 +223,12 @@ class QBVAE(BoltzmannMixin, VAE):
         self.chosen = chosen  # what the defaults came to
         self.batch_mixing = chosen.batch_mixing
         self.entropy_bonus = chosen.entropy_bonus
-        self.prior = RBMPrior(
+        kind: Any = RBMPrior
+        if prior == "quantum":
+            kind = partial(
+                TransverseFieldPrior, gamma=transverse_field, learn_gamma=learn_transverse_field
+            )
+        self.prior = kind(
             chosen.n_latent,
             chosen.n_prior_hidden,
             gaussian=latent_distribution == "normal",

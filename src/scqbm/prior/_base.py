@@ -153,7 +153,7 @@ class Prior(nn.Module, ABC):
         rbm = self.rbm()
         v = self._delivered(rbm)
         # where the code holds both layers: the hidden one in expectation given the visible one
-        return self._over_negatives(self.energy(self.code(v, rbm.hidden_field(v).sigmoid()), rbm))
+        return self._over_negatives(self.energy(self.code(v, rbm.hidden_mean(v)), rbm))
 
     def log_mean_exp(self, values: Tensor) -> Tensor:
         """Log of the mean of ``exp(values)`` over the negatives."""

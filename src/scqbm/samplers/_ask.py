@@ -56,6 +56,11 @@ def ask(
     The draws, on the device and in the precision of ``rbm``.
     """
     name = type(sampler).__name__
+    if rbm.gamma is not None and not getattr(sampler, "transverse", False):
+        raise SamplerError(
+            f"`sampler` {name} cannot draw from hidden units in a transverse field: use "
+            "GibbsSampler, TemperingSampler or ExactSampler."
+        )
     problem = cause = None
     try:
         draws = sampler.sample(rbm.to(rbm.W.device, copy=True), n_draws, state, generator)
@@ -80,7 +85,7 @@ def problem_with(draws: object, rbm: RBM) -> str | None:
         return f"returned {type(draws).__name__} instead of scqbm.samplers.Draws"
     layers = (
         ("visible", draws.visible, rbm.n_visible, rbm.gaussian),
-        ("hidden", draws.hidden, rbm.n_hidden, False),
+        ("hidden", draws.hidden, rbm.n_hidden, rbm.gamma is not None),
     )
     for name, units, width, _ in layers:
         if not isinstance(units, Tensor):
@@ -104,8 +109,8 @@ def problem_with(draws: object, rbm: RBM) -> str | None:
         return "returned weights that are complex numbers"
     if weights is not None and not (weights.min() >= 0 and 0 < weights.sum() < math.inf):
         return "returned weights that are negative, not finite or all zero"
-    for _, units, _, gaussian in layers:
-        legal = units.isfinite() if gaussian else (units == 0) | (units == 1)
+    for _, units, _, any_number in layers:
+        legal = units.isfinite() if any_number else (units == 0) | (units == 1)
         if not bool(legal.all()):
             if not bool(units.isfinite().all()):
                 return "returned NaN or infinite values"

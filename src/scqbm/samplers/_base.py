@@ -72,9 +72,13 @@ class Sampler(ABC):
     asked_once
         Whether only the first process of a training on several devices asks, for all of them, as
         is right for a machine that is paid by the query. False by default: each process asks.
+    transverse
+        Whether the sampler can draw from a machine whose hidden units are in transverse fields
+        (:attr:`scqbm.ising.RBM.gamma`). False by default.
     """
 
     asked_once: bool = False
+    transverse: bool = False
 
     @abstractmethod
     def sample(

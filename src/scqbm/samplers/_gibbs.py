@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from scqbm._checks import at_least
-from scqbm.ising import RBM, anneal, draw_units, effective_number
+from scqbm.ising import RBM, anneal, draw_hidden, draw_units, effective_number
 from scqbm.samplers._base import Draws, Sampler, State
 
 LEAST_ESS = 0.5  # resample when the effective number of chains falls below this share
@@ -35,6 +35,8 @@ class GibbsSampler(Sampler):
     n_anneal
         Number of temperatures in an annealing.
     """
+
+    transverse = True
 
     def __init__(self, n_sweeps: int = 5, renew_every: int = 100, n_anneal: int = 200):
         at_least("n_sweeps", n_sweeps, 1)
@@ -80,7 +82,7 @@ class GibbsSampler(Sampler):
             log_weight = torch.zeros_like(log_weight)
         back = torch.empty_like(v)
         for _ in range(self.n_sweeps):  # `field` belongs to `v` at the start and at the end
-            draw_units(field, generator=generator, out=h)
+            draw_hidden(field, rbm.gamma, generator, h)
             torch.addmm(a, h, W_t, out=back)
             draw_units(back, rbm.gaussian, generator, out=v)
             torch.addmm(b, v, W, out=field)

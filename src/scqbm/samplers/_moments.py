@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from scqbm._checks import whole
-from scqbm.ising import RBM, bits_to_spins, can_enumerate, enumerate_hidden, smaller_hidden
+from scqbm.ising import (
+    RBM,
+    bits_to_spins,
+    can_enumerate,
+    enumerate_hidden,
+    enumerate_visible,
+    smaller_hidden,
+)
 from scqbm.samplers._ask import check_sampler
 from scqbm.samplers._base import Draws, Sampler
 from scqbm.samplers._tempering import TemperingSampler
@@ -101,6 +108,8 @@ def of_draws(rbm: RBM, draws: Draws) -> Moments:
 
 
 def _enumerated(rbm: RBM) -> Moments:
+    if rbm.gamma is not None:
+        return _enumerated_quantum(rbm)
     rbm, swapped = smaller_hidden(rbm)
     energy = torch.cat([energy for _, energy in enumerate_hidden(rbm)])
     p = torch.softmax(-energy, 0)
@@ -115,3 +124,12 @@ def _enumerated(rbm: RBM) -> Moments:
     if swapped:
         return Moments(s, v, product.T, torch.ones_like(s))
     return Moments(v, s, product, square)
+
+
+def _enumerated_quantum(rbm: RBM) -> Moments:
+    """Of the visible spins and the z components of hidden ones in a transverse field."""
+    states = list(enumerate_visible(rbm))
+    p = torch.softmax(-torch.cat([energy for _, energy in states]), 0)
+    visible = torch.cat([v for v, _ in states])
+    v, s = bits_to_spins(visible), bits_to_spins(rbm.hidden_mean(visible))
+    return Moments(p @ v, p @ s, (v * p[:, None]).T @ s, torch.ones_like(rbm.a))

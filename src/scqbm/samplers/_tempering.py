@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from scqbm._checks import at_least
-from scqbm.ising import RBM, draw_units
+from scqbm.ising import RBM, draw_hidden, draw_units
 from scqbm.samplers._base import Draws, Sampler, State
 
 
@@ -33,6 +33,8 @@ class TemperingSampler(Sampler):
     n_start
         Sweeps before the first query is answered.
     """
+
+    transverse = True
 
     def __init__(self, n_sweeps: int = 10, n_replicas: int = 16, n_start: int = 500):
         at_least("n_sweeps", n_sweeps, 1)
@@ -119,7 +121,7 @@ class _Ladders:
         for sweep in range(n_sweeps):
             torch.addmm(self.centre, v, self.W, out=x)
             torch.addcmul(rbm.b, x, s, out=field)
-            draw_units(field, generator=generator, out=h).sub_(0.5)
+            draw_hidden(field, rbm.gamma, generator, h).sub_(0.5)
             # both layers are known here: the log odds of a swap are differences of their coupling
             coupling = torch.mul(x, h, out=field).sum(-1).view(self.shape).gather(0, holder)
             first = sweep % 2
