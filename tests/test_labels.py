@@ -6,9 +6,10 @@ import pytest
 import scvi
 import torch
 from helpers import assert_one_sentence
+from lightning.pytorch.callbacks import ModelCheckpoint
 from scvi import REGISTRY_KEYS
 from scvi.model import SCVI
-from training_helpers import Counting, Watch, steps_kept
+from training_helpers import Counting, Watch
 
 from scqbm import QBMANVI, QBMVI, data
 from scqbm.ising import all_states
@@ -127,11 +128,13 @@ def test_cells_without_labels_have_the_loss_of_qbmvi(family):
     adata = groups()
     scvi.settings.seed = 0
     QBMVI.setup_anndata(adata, batch_key="batch")
-    plain = QBMVI(adata, n_hidden=16, **family)
+    plain = QBMVI(adata, n_hidden=16, batch_mixing=0, **family)  # whose weight follows the KL
     plain.train(2, **QUIET)
     labelled = QBMANVI.from_qbmvi_model(plain, "Unknown", labels_key="label")
     labelled.is_trained_ = True
     labelled.module.prior.start_from(plain.module.prior.state_dict())
+    for parameter in labelled.module.classifier.parameters():
+        torch.nn.init.zeros_(parameter)
     ours, theirs = a_loss(labelled, [3] * 10), a_loss(plain)
     assert ours.loss.item() == pytest.approx(theirs.loss.item(), rel=1e-5)
     np.testing.assert_allclose(
@@ -142,14 +145,45 @@ def test_cells_without_labels_have_the_loss_of_qbmvi(family):
     assert known.loss.item() == pytest.approx(ours.loss.item() + 0.5 * np.log(3), rel=1e-5)
 
 
+def test_a_posterior_that_is_not_the_best_costs_its_divergence():
+    model = make(batch_mixing=0)
+    model.is_trained_ = True
+    prior, classifier = model.module.prior, model.module.classifier
+    torch.nn.init.normal_(prior.label_field)
+    ours = a_loss(model, [3] * 10)
+    codes = torch.as_tensor(model.get_latent_representation(indices=np.arange(10)))
+    best = prior.label_scores(codes).log_softmax(-1)
+    q = classifier(codes).log_softmax(-1)
+    divergence = (q.exp() * (q - best)).sum(-1).mean()
+    with torch.no_grad():
+        classifier.weight.copy_(prior.label_field)
+        classifier.bias.copy_(prior.label_bias)
+    assert (ours.loss - a_loss(model, [3] * 10).loss).item() == pytest.approx(
+        divergence.item(), rel=1e-3
+    )
+
+
 def test_classification_ratio(trained):
     labels = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 3])
     tensors = next(iter(trained._make_data_loader(trained.adata, indices=np.arange(20, 30))))
     tensors[REGISTRY_KEYS.LABELS_KEY] = torch.zeros(10, 1)
+    classifier = trained.module.classifier
+    classifier.weight_of_penalty.fill_(0.01)
     plain = a_loss(trained, labels)
     more = a_loss(trained, labels, labelled_tensors=tensors, classification_ratio=7.0)
-    surprise = -np.log(trained.predict(soft=True, indices=np.arange(20, 30)).iloc[:, 0])
-    assert (more.loss - plain.loss).item() == pytest.approx(7 * surprise.mean(), rel=1e-3)
+    codes = torch.as_tensor(trained.get_latent_representation(indices=np.arange(20, 30)))
+    surprise = -classifier(codes).log_softmax(-1)[:, 0].mean()
+    penalty = 0.01 * (classifier.weight * classifier.scale).square().sum()
+    assert (more.loss - plain.loss).item() == pytest.approx(
+        7 * (surprise + penalty).item(), rel=1e-3
+    )
+    more.loss.backward()
+    classifier.weight_of_penalty.fill_(0.0)
+    assert all(p.grad is not None for p in classifier.parameters())
+    trained.module.zero_grad()
+    plain.loss.backward()  # the posterior learns from known labels only
+    assert all(p.grad is None or (p.grad == 0).all() for p in classifier.parameters())
+    trained.module.zero_grad()
 
 
 # -- training -----------------------------------------------------------------------------------
@@ -219,18 +253,20 @@ def test_each_label_has_its_own_negatives():
     assert few.module.prior.negative_counts == [32, 32, 32]
 
 
-def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path):
-    half = make()
-    half.train(4, **steps_kept(tmp_path, 13), **QUIET)
-    rest = make()
-    rest.train(4, ckpt_path=str(tmp_path / "step=13.ckpt"), **QUIET)
-    whole = make()
-    whole.train(4, **QUIET)
-    for (name, ours), theirs in zip(
-        rest.module.state_dict().items(), whole.module.state_dict().values(), strict=True
-    ):
-        assert torch.equal(ours, theirs), name
-    assert rest.module.prior.label_field.abs().max() > 0
+def test_the_chains_of_all_labels_go_on_from_a_checkpoint(tmp_path):
+    saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    runs = []
+    for kept in ({"callbacks": [saver]}, {"ckpt_path": str(tmp_path / "epoch=1.ckpt")}):
+        model = make()
+        prior = model.module.prior
+        watch = Watch("on_before_zero_grad", lambda _, p=prior: p.negatives.clone())
+        callbacks = [*kept.pop("callbacks", []), watch]
+        model.train(3, callbacks=callbacks, enable_checkpointing=True, **kept, **QUIET)
+        runs.append(watch.seen)
+    whole, resumed = runs
+    steps = len(whole) // 3
+    assert len(resumed) == steps
+    assert torch.equal(resumed[0], whole[2 * steps])
 
 
 def test_saved_models(trained, tmp_path):

@@ -6,7 +6,7 @@ import scvi
 import torch
 from helpers import assert_one_sentence, seeded
 from scvi.data import synthetic_iid
-from training_helpers import QUIET, steps_kept
+from training_helpers import QUIET
 
 from scqbm import QBMANVI, QBMVI
 from scqbm.ising import all_states
@@ -147,18 +147,6 @@ def test_training_saving_loading_and_queries(code, tmp_path):
     mapped = QBMVI.load_query_data(query, model)
     mapped.train(1, plan_kwargs={"weight_decay": 0.0}, **QUIET)
     assert torch.equal(mapped.module.prior.gamma, learnt)
-
-
-def test_a_killed_training_goes_on(tmp_path):
-    half = make()
-    half.train(4, **steps_kept(tmp_path, 7), **QUIET)
-    rest = make()
-    rest.train(4, ckpt_path=str(tmp_path / "step=7.ckpt"), **QUIET)
-    whole = make()
-    whole.train(4, **QUIET)
-    ours, theirs = (m.module.prior.gamma.detach() for m in (rest, whole))
-    assert (theirs != 1).any()
-    assert torch.equal(ours, theirs)
 
 
 def test_draws_of_a_trained_prior():

@@ -134,5 +134,5 @@ def test_checkpoint_holds_tensors_and_ints(adata, workdir):
     train_with_checkpoints(model, 1)
     callbacks = torch.load("epoch=0.ckpt", weights_only=True)["callbacks"]
     (mine,) = [v for k, v in callbacks.items() if k.startswith("NegativePhase")]
-    torch.testing.assert_close(mine["sampler"]["visible"], model.module.prior.negatives)
+    torch.testing.assert_close(mine["draws"][0]["state"]["visible"], model.module.prior.negatives)
     assert mine["clock"] == N_STEPS

@@ -2,7 +2,7 @@
 
 import scvi
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 
 from scqbm import QBMVI
 from scqbm.samplers import ExactSampler, Sampler
@@ -19,6 +19,7 @@ FAMILIES = [
     {"latent_distribution": "bernoulli"},
     {"latent_distribution": "bernoulli", "n_prior_hidden": 5},
     {"latent_distribution": "normal", "n_prior_hidden": 5},
+    {"latent_distribution": "bernoulli", "n_prior_hidden": 5, "prior": "quantum"},
 ]
 
 
@@ -48,12 +49,6 @@ class Watch(Callback):
     def __init__(self, hook, look):
         self.seen = []
         setattr(self, hook, lambda trainer, plan, *_: self.seen.append(look(plan)))
-
-
-def steps_kept(folder, every):
-    """Arguments of ``train`` that keep a checkpoint of every so many steps: ``step=7.ckpt``."""
-    saver = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=every)
-    return {"callbacks": [saver], "enable_checkpointing": True}
 
 
 def coupling(model):

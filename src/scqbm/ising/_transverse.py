@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from torch.special import i1e
 
-_FLAT = 1e-3  # a field below which a density is taken as uniform: relative error 1e-7
+_FLAT = 1e-3  # a smaller field is taken as this: the density changes by less than this
+_AT_ONCE = 4  # proposals for each draw; more are made where all are rejected
 
 
 def log_sum(x: Tensor, gamma: Tensor | None = None) -> Tensor:
@@ -47,31 +48,36 @@ def draw(
         else:
             x.sigmoid_()
         return torch.lt(out.uniform_(generator=generator), x, out=out)
-    r, f = _length(x, gamma), x / 2
-    total = (-2 * r).exp_().add_(1)
-    up, down = (f - r).exp_().div_(total), (-f - r).exp_().div_(total)
-    u = torch.empty_like(x).uniform_(generator=generator)
+    r = _length(x, gamma)
+    total = r.mul(-2).exp_().add_(1)
+    up, down = torch.add(-r, x, alpha=0.5).exp_(), torch.add(-r, x, alpha=-0.5).exp_()
+    u = torch.empty_like(x).uniform_(generator=generator).mul_(total)
     h = u.lt(up).to(x.dtype)
-    between = (u >= up) & (u < 1 - down)
-    h[between] = (1 + _between(f[between], gamma.expand_as(x)[between], generator)) / 2
+    inside = ((u >= up) & (u < total.sub_(down))).flatten().nonzero().squeeze(1)
+    if len(inside) > 0:
+        f = x.flatten()[inside].div_(2)
+        m = _between(f, gamma.expand_as(x).flatten()[inside], generator)
+        h.view(-1)[inside] = m.add_(1).div_(2)
     return h if out is None else out.copy_(h)
 
 
 def _between(f: Tensor, gamma: Tensor, generator: torch.Generator | None) -> Tensor:
     """Draws of ``m`` inside (-1, 1) by rejection, with ``exp(f m)`` as the proposal."""
-    m, left = torch.empty_like(f), torch.arange(len(f), device=f.device)
-    steep, sign = f.abs(), f.sign()
-    most = _bessel(gamma)
-    while len(left) > 0:
-        u, accept = torch.rand((2, len(left)), generator=generator, dtype=f.dtype, device=f.device)
-        g = steep[left].clamp(min=_FLAT)
-        tried = (1 + (u + (1 - u) * (-2 * g).exp()).log() / g).clamp(-1, 1) * sign[left]
-        tried = torch.where(steep[left] < _FLAT, 2 * u - 1, tried)
-        z = gamma[left] * (1 - tried.square()).clamp(min=0).sqrt()
-        taken = accept * most[left] < _bessel(z) * (z - gamma[left]).exp()
-        m[left[taken]] = tried[taken]
-        left = left[~taken]
-    return m
+    n = len(f)
+    steep = f.abs().clamp_(min=_FLAT)
+    u = torch.empty(2, _AT_ONCE, n, dtype=f.dtype, device=f.device).uniform_(generator=generator)
+    # 1 + log(u + (1 - u) exp(-2 |f|)) / |f|, towards the sign of f
+    least = steep.mul(-2).exp_()
+    m = torch.lerp(least.expand_as(u[0]), torch.ones_like(u[0]), u[0]).log_().div_(steep).add_(1)
+    m.clamp_(min=-1).mul_(torch.where(f < 0, -1.0, 1.0))
+    z = (1 - m.square()).clamp_(min=0).sqrt_().mul_(gamma)
+    taken = u[1] * _bessel(gamma) < _bessel(z) * z.sub(gamma).exp_()
+    first = taken.to(torch.uint8).argmax(0)
+    out = m.gather(0, first.unsqueeze(0)).squeeze(0)
+    left = (~taken.any(0)).nonzero().squeeze(1)
+    if len(left) > 0:
+        out[left] = _between(f[left], gamma[left], generator)
+    return out
 
 
 def _bessel(z: Tensor) -> Tensor:
@@ -80,7 +86,7 @@ def _bessel(z: Tensor) -> Tensor:
 
 
 def _length(x: Tensor, gamma: Tensor) -> Tensor:
-    return (x.square() / 4 + gamma.square()).sqrt()
+    return torch.addcmul(gamma.square(), x, x, value=0.25).sqrt_()
 
 
 def _slope(r: Tensor) -> Tensor:
@@ -94,13 +100,10 @@ class _LogSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor) -> Tensor:  # noqa: D102
         ctx.save_for_backward(x, gamma)
-        r, classical = _length(x, gamma), x.abs() / 2
-        # both differences are exactly 0 without a transverse field
-        return (
-            softplus(x)
-            + (r - classical)
-            + ((-2 * r).exp().log1p() - (-2 * classical).exp().log1p())
-        )
+        if not gamma.any():
+            return softplus(x)  # to the last digit
+        r = _length(x, gamma)
+        return r.mul(-2).exp_().log1p_().add_(r).add_(x, alpha=0.5)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102

@@ -191,7 +191,7 @@ class LabelsMixin(_Labelled):
         return np.asarray(self._label_mapping[: self.n_labels], dtype=object)
 
     def _fit_label_unit(self) -> None:
-        """Start the label unit from a logistic regression of the known labels on the codes."""
+        """Start from a logistic regression of the known labels on the codes."""
         self.module.eval()
         self.is_trained_ = True  # its codes are
         codes = np.asarray(self.get_latent_representation())
@@ -214,4 +214,9 @@ class LabelsMixin(_Labelled):
             for name, w, b in zip(fit.classes_, weights, bias, strict=True):
                 i = types.index(name)
                 prior.label_field[i], prior.label_bias[i] = torch.as_tensor(w), float(b)
+            classifier = self.module.classifier
+            classifier.weight.copy_(prior.label_field)
+            classifier.bias.copy_(prior.label_bias)
+            classifier.scale.copy_(torch.as_tensor(scale))
+            classifier.weight_of_penalty.fill_(1 / (2 * len(labels)))  # as of the regression
         prior.set_log_partition(prior.log_partition())

@@ -296,13 +296,13 @@ class QBMANVI(LabelsMixin, QBMVI, SemisupervisedTrainingMixin):
             checkpoint_every=checkpoint_every,
             checkpoint_dir=checkpoint_dir,
         )
-        if self.was_pretrained:  # the code has its meaning already
-            plan_kwargs = {"n_epochs_kl_warmup": None, **as_dict(plan_kwargs)}
         source = self._adata if datamodule is None else datamodule
         if max_epochs is None and hasattr(source, "n_obs"):
             max_epochs = default_epochs(source.n_obs)
             if self.was_pretrained:
                 max_epochs = min(10, max(2, round(max_epochs / 3)))
+        if self.was_pretrained:  # codes follow while the prior learns what the labels change in it
+            plan_kwargs = {"n_epochs_kl_warmup": max_epochs, **as_dict(plan_kwargs)}
         if trainer_kwargs.get("callbacks") and datamodule is None and len(self._labeled_indices):
             # SemisupervisedTrainingMixin forgets its own where there are others
             callbacks = [*trainer_kwargs["callbacks"], SubSampleLabels()]

@@ -4,7 +4,7 @@ from scqbm.module._bits import BitEncoder, BitPosterior, Relaxation
 from scqbm.module._boltzmann import BoltzmannMixin, BoltzmannTerms
 from scqbm.module._defaults import Defaults
 from scqbm.module._mixing import batch_discrepancy, mixing_penalty
-from scqbm.module._qbanvae import QBANVAE
+from scqbm.module._qbanvae import QBANVAE, LabelPosterior
 from scqbm.module._qbvae import QBVAE
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "BoltzmannMixin",
     "BoltzmannTerms",
     "Defaults",
+    "LabelPosterior",
     "Relaxation",
     "batch_discrepancy",
     "mixing_penalty",

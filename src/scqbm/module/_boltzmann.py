@@ -71,7 +71,12 @@ class BoltzmannMixin:
     entropy_bonus: float = 0.0
 
     def boltzmann_terms(
-        self, qz: Distribution, z: Tensor, batch: Tensor | None = None, n_batch: int = 1
+        self,
+        qz: Distribution,
+        z: Tensor,
+        batch: Tensor | None = None,
+        n_batch: int = 1,
+        **known: Tensor,
     ) -> BoltzmannTerms:
         """KL, learning signal of the prior, mixing penalty and entropy bonus of a minibatch.
 
@@ -85,10 +90,14 @@ class BoltzmannMixin:
             Batch of each cell, for the mixing penalty.
         n_batch
             Number of batches.
+        **known
+            What else the prior is told of the cells.
         """
         # energies need every digit: no half precision
         with torch.autocast(z.device.type, enabled=False):
-            terms = BoltzmannTerms(self.prior.kl(qz, z), self.prior.contrast(qz, z))
+            terms = BoltzmannTerms(
+                self.prior.kl(qz, z, **known), self.prior.contrast(qz, z, **known)
+            )
             if self.batch_mixing > 0 and n_batch > 1 and batch is not None:
                 codes = qz.loc.to(torch.promote_types(qz.loc.dtype, torch.float32))
                 terms.batch_mixing = self.batch_mixing * mixing_penalty(

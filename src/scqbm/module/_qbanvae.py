@@ -3,28 +3,50 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
+import torch
 from scvi import REGISTRY_KEYS
-from scvi.module._constants import MODULE_KEYS
 from scvi.module.base import LossOutput, SupervisedModuleClass, auto_move_data
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.nn.functional import one_hot
 
 from scqbm.module._qbvae import QBVAE
 from scqbm.prior import LabelledPrior
 
-KL_LABEL = "kl_divergence_label"  # in the loss's record, beside those of scvi-tools
+
+class LabelPosterior(nn.Linear):
+    """``q(y | x)``: a softmax that is linear in the mean code, learnt from known labels only.
+
+    Parameters
+    ----------
+    n_latent
+        Units of the code.
+    n_labels
+        Labels.
+    """
+
+    logits = True  # what SCANVI's methods ask of a classifier
+    scale: Tensor
+
+    def __init__(self, n_latent: int, n_labels: int):
+        super().__init__(n_latent, n_labels)
+        self.register_buffer("scale", torch.ones(n_latent))  # spread of the code's units
+        self.register_buffer("weight_of_penalty", torch.zeros(()))
+
+    def penalty(self) -> Tensor:
+        """Of large weights, as of a logistic regression on codes of one scale."""
+        return self.weight_of_penalty * (self.weight * self.scale).square().sum()
 
 
 class QBANVAE(SupervisedModuleClass, QBVAE):
     """:class:`QBVAE` whose prior is over the code and the label of a cell.
 
-    The label of a cell has the posterior ``q(y | x) = softmax(c + U.E_q[z])``: that of the prior's
-    label unit at the mean code. There is no classifier besides. A cell without a label is scored
-    with this posterior. A cell with one pays its cross entropy ``-log q(y | x)`` on top, which
-    makes its loss the bound on ``log p(x, y)``. ``classification_ratio`` adds more of it.
+    ``p(y | z)`` is the prior's label unit (:class:`~scqbm.prior.LabelledPrior`). In training, the
+    label of a cell without one has the posterior of :class:`LabelPosterior`, which learns from the
+    cross entropy of known labels only. If it were the label unit's own ``p(y | z)``, the unit
+    would confirm itself, and labels would drift to other groups of cells.
 
     Parameters
     ----------
@@ -40,7 +62,6 @@ class QBANVAE(SupervisedModuleClass, QBVAE):
 
     prior: LabelledPrior
     use_labels_groups = False  # which SCANVI's module has
-    classifier = SimpleNamespace(logits=True)  # what SCANVI's methods ask of theirs
 
     def __init__(self, n_input: int, n_batch: int = 0, n_labels: int = 3, **kwargs: Any):
         if kwargs.get("prior", "rbm") != "rbm":
@@ -55,11 +76,21 @@ class QBANVAE(SupervisedModuleClass, QBVAE):
             topology=kwargs.get("prior_topology"),
         )
         self.prior.start_from(plain.state_dict())
+        self.classifier = LabelPosterior(self.chosen.n_latent, n_labels - 1)
 
     @auto_move_data
     def classify_helper(self, z: Tensor) -> Tensor:
-        """Scores of the labels, of which the softmax is ``p(y | z)``."""
-        return self.prior.label_scores(z)
+        """Scores of ``q(y | x)`` at a mean code."""
+        return self.classifier(z)
+
+    def known(self, tensors: dict[str, Tensor], qz: Distribution) -> dict[str, Tensor]:
+        """The posterior of each label: certain where it is known."""
+        labels = tensors[REGISTRY_KEYS.LABELS_KEY].view(-1).long()
+        with torch.no_grad():
+            posterior = self.classifier(qz.loc).softmax(-1)
+        certain = one_hot(labels.clamp(max=self.prior.n_labels - 1), self.prior.n_labels)
+        is_known = (labels < self.prior.n_labels).unsqueeze(-1)
+        return {"labels": torch.where(is_known, certain.to(posterior), posterior)}
 
     def loss(
         self,
@@ -82,14 +113,13 @@ class QBANVAE(SupervisedModuleClass, QBVAE):
             Weight of that.
         """
         out = super().loss(tensors, inference_outputs, generative_outputs, kl_weight)
-        labels = tensors[REGISTRY_KEYS.LABELS_KEY].view(-1).long()
-        known = labels < self.prior.n_labels
-        scores = self.prior.label_scores(inference_outputs[MODULE_KEYS.QZ_KEY].loc)
-        surprise = scores.new_zeros(scores.shape[:-1])
-        surprise[known] = cross_entropy(scores[known], labels[known], reduction="none")
-        record = {"loss": out.loss + surprise.mean()}
-        if labelled_tensors is not None:
-            cross, true_labels, logits = self.classification_loss(labelled_tensors)
-            record["loss"] = record["loss"] + classification_ratio * cross
-            record |= {"classification_loss": cross, "true_labels": true_labels, "logits": logits}
-        return replace(out, kl_local={**out.kl_local, KL_LABEL: surprise}, **record)
+        if labelled_tensors is None:
+            return out
+        cross, true_labels, logits = self.classification_loss(labelled_tensors)
+        return replace(
+            out,
+            loss=out.loss + classification_ratio * (cross + self.classifier.penalty()),
+            classification_loss=cross,
+            true_labels=true_labels,
+            logits=logits,
+        )

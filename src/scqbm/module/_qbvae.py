@@ -290,6 +290,10 @@ class QBVAE(BoltzmannMixin, VAE):
         )
         return out | {MODULE_KEYS.PX_KEY: sparse(out[MODULE_KEYS.PX_KEY])}
 
+    def known(self, tensors: dict[str, Tensor], qz: Distribution) -> dict[str, Tensor]:
+        """What the prior is told of the cells besides their codes: nothing here."""
+        return {}
+
     @unsupported_if_adata_minified
     def loss(
         self,
@@ -305,7 +309,8 @@ class QBVAE(BoltzmannMixin, VAE):
         qz, z = inference_outputs[MODULE_KEYS.QZ_KEY], inference_outputs[MODULE_KEYS.Z_KEY]
         x = tensors[REGISTRY_KEYS.X_KEY]
         reconstruction = -generative_outputs[MODULE_KEYS.PX_KEY].log_prob(x).sum(-1)
-        terms = self.boltzmann_terms(qz, z, tensors[REGISTRY_KEYS.BATCH_KEY], self.n_batch)
+        batch, known = tensors[REGISTRY_KEYS.BATCH_KEY], self.known(tensors, qz)
+        terms = self.boltzmann_terms(qz, z, batch, self.n_batch, **known)
         kl_l = torch.zeros_like(terms.kl)
         if not self.use_observed_lib_size:
             ql, pl = inference_outputs[MODULE_KEYS.QL_KEY], generative_outputs[MODULE_KEYS.PL_KEY]

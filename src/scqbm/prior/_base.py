@@ -77,11 +77,13 @@ class Prior(nn.Module, ABC):
         """Whether :meth:`expected_energy` has no noise."""
         return False
 
-    def expected_energy(self, qz: Distribution, z: Tensor, rbm: RBM | None = None) -> Tensor:
+    def expected_energy(
+        self, qz: Distribution, z: Tensor, rbm: RBM | None = None, **known: Tensor
+    ) -> Tensor:
         """``E_q[F]`` per cell, here at the draw(s) ``z``."""
         return mean_over_draws(self.energy(z, rbm), qz)
 
-    def kl(self, qz: Distribution, z: Tensor) -> Tensor:
+    def kl(self, qz: Distribution, z: Tensor, **known: Tensor) -> Tensor:
         """``KL(q || p)`` per cell, with its gradient to the encoder only.
 
         Parameters
@@ -90,10 +92,12 @@ class Prior(nn.Module, ABC):
             Factorial posterior of the cells.
         z
             Draw(s) from it, shape ``(n_cells, n_latent)`` or ``(n_draws, n_cells, n_latent)``.
+        **known
+            What else is known of the cells, for priors that make use of it.
         """
-        return -qz.entropy().sum(-1) + self.expected_energy(qz, z) + self.log_z
+        return -qz.entropy().sum(-1) + self.expected_energy(qz, z, **known) + self.log_z
 
-    def contrast(self, qz: Distribution, z: Tensor) -> Tensor:
+    def contrast(self, qz: Distribution, z: Tensor, **known: Tensor) -> Tensor:
         """A scalar of value 0 whose gradient is ``<dF>_q - <dF>_p``, to the prior only.
 
         The loss adds it unweighted: the prior learns at full strength while ``kl_weight`` warms
@@ -102,7 +106,7 @@ class Prior(nn.Module, ABC):
         if self.negatives is None or not self.learns:
             return self.log_z.new_zeros(())
         rbm = self.rbm(frozen=False)
-        positive = self.expected_energy(_detached(qz), z.detach(), rbm).mean()
+        positive = self.expected_energy(_detached(qz), z.detach(), rbm, **known).mean()
         self.positive_energy.copy_(positive.detach())
         difference = positive - self._over_negatives(self.negative_energy(rbm))
         return difference - difference.detach()

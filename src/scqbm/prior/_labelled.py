@@ -97,20 +97,33 @@ class LabelledPrior(RBMPrior):
         """No: the label's part is not linear in the bits."""
         return False
 
-    def expected_energy(self, qz: Distribution, z: Tensor, rbm: RBM | None = None) -> Tensor:
-        """``E_q[F]`` per cell, with the label's part at the mean code, which bounds it from above.
+    def expected_energy(
+        self, qz: Distribution, z: Tensor, rbm: RBM | None = None, **known: Tensor
+    ) -> Tensor:
+        """Expected energy of the code and the label per cell, less the entropy of the label.
 
-        That is the energy of a cell whose label has the posterior ``softmax(c + U.E_q[z])``. If
-        the label is known, what is missing is that posterior's cross entropy, see
-        :class:`scqbm.module.QBANVAE`.
+        Parameters
+        ----------
+        qz, z, rbm
+            As in :meth:`Prior.expected_energy`.
+        **known
+            ``labels``: the posterior ``q(y)`` of each cell, shape ``(n_cells, n_labels)``; one-hot
+            where the label is known. By default the best one, ``softmax(c + U.E_q[z])``.
         """
         energy = super().expected_energy(qz, z, rbm)
-        return energy + self.label_energy(qz.loc, frozen=rbm is None)
+        return energy + self._label_term(qz.loc, known.get("labels"), rbm is None)
 
-    def kl(self, qz: Distribution, z: Tensor) -> Tensor:
-        """``KL(q || p)`` per cell of the code and the label; see :meth:`Prior.kl`."""
-        kl = super().kl(qz, z)
-        return kl + self.label_energy(qz.loc) if self.gaussian else kl
+    def kl(self, qz: Distribution, z: Tensor, **known: Tensor) -> Tensor:
+        """``KL(q || p)`` per cell of the code and the label; see :meth:`expected_energy`."""
+        kl = super().kl(qz, z, **known)
+        return kl + self._label_term(qz.loc, known.get("labels")) if self.gaussian else kl
+
+    def _label_term(self, mean: Tensor, labels: Tensor | None, frozen: bool = True) -> Tensor:
+        if labels is None:
+            return self.label_energy(mean, frozen)
+        labels = labels.to(mean)
+        entropy = -torch.xlogy(labels, labels).sum(-1)
+        return -(labels * self.label_scores(mean, frozen)).sum(-1) - entropy
 
     # -- negatives, label by label -------------------------------------------------------------
 

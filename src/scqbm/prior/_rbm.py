@@ -98,16 +98,18 @@ class RBMPrior(Prior):
         """Whether the energy is linear in each bit, so that probabilities give its mean."""
         return self.in_halves
 
-    def expected_energy(self, qz: Distribution, z: Tensor, rbm: RBM | None = None) -> Tensor:
+    def expected_energy(
+        self, qz: Distribution, z: Tensor, rbm: RBM | None = None, **known: Tensor
+    ) -> Tensor:
         """``E_q[F]`` per cell, exact where the layout allows, else at the draw(s) ``z``."""
         if self.in_halves:
             return self._machine_energy(qz.loc, rbm)
         return mean_over_draws(self._machine_energy(z, rbm), qz)
 
-    def kl(self, qz: Distribution, z: Tensor) -> Tensor:
+    def kl(self, qz: Distribution, z: Tensor, **known: Tensor) -> Tensor:
         """``KL(q || p)`` per cell; see :meth:`Prior.kl`."""
         if not self.gaussian:
-            return super().kl(qz, z)
+            return super().kl(qz, z, **known)
         # Gaussian: KL to N(0, I) in closed form, so only the couplings cost a draw
         rbm = self.rbm()
         qz = Normal(qz.loc.to(rbm.W.dtype), qz.scale.to(rbm.W.dtype))  # from half precision

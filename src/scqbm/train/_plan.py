@@ -211,8 +211,7 @@ class QBMANVITrainingPlan(BoltzmannPlanMixin, SemiSupervisedTrainingPlan):
     sampler, sample_every, n_negatives, prior_lr
         As in :class:`BoltzmannPlanMixin`.
     classification_ratio
-        Weight of the cross entropy of the known labels, besides their part in the ELBO: 5, where
-        scvi-tools has 50, with which few labels overfit.
+        Weight of the cross entropy of the known labels; 50 in scvi-tools.
     lr
         Learning rate of the networks.
     n_epochs_constant_lr, n_epochs_kl_warmup
@@ -230,7 +229,7 @@ class QBMANVITrainingPlan(BoltzmannPlanMixin, SemiSupervisedTrainingPlan):
         sample_every: int = 1,
         n_negatives: int = 256,
         prior_lr: float | None = None,
-        classification_ratio: float = 5,
+        classification_ratio: float = 20,
         lr: float = DEFAULT_LR,
         n_epochs_constant_lr: int | None = 30,
         n_epochs_kl_warmup: int | None = 20,
