@@ -286,8 +286,9 @@ def page(rows: pd.DataFrame, runs: pd.DataFrame, shortfalls: str = "") -> str:
         "`benchmarks/results/benchmark.csv`, which `python benchmarks/cells/run.py` writes. It "
         "shows every result: losses as well as wins.",
         f"Each figure is a mean over up to {seeds} seeds, and each seed has its own split into "
-        "training and held-out cells. QBMVI always has its default settings, but with the mixing "
-        "penalty of commit 80e369f, which compared whole batches only. scVI and similar "
+        "training and held-out cells. QBMVI always has its default settings. Only its rows of "
+        "1,500 cells and its ablations are older: they have the mixing penalty of commit 80e369f, "
+        "which compared whole batches only. scVI and similar "
         "rivals were trained with two learning rates, and each table shows, for each dataset, the "
         "rate with the better result there. (Both rates were tried on the first seed. The rate "
         "with the best Total and the rate with the best ELBO were then also used on the other "

@@ -26,7 +26,9 @@ METRICS = {  # (group, metric): heading, digits, sign of better
 
 
 def means(rows: pd.DataFrame) -> pd.DataFrame:
-    """One figure of each method and dataset: the mean over seeds."""
+    """One figure of each method and dataset: the mean over the seeds that all methods have."""
+    n_methods = rows.groupby(["dataset", "seed"])["method"].transform("nunique")
+    rows = rows[n_methods == rows.groupby("dataset")["method"].transform("nunique")]
     keys = ["dataset", "method", "group", "metric"]
     return rows.groupby(keys)["value"].mean().reset_index()
 
