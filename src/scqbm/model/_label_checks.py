@@ -17,13 +17,13 @@ def check_scanvi_arguments(kwargs: dict[str, Any]) -> None:
     for name, ours in (("linear_classifier", True), ("use_labels_groups", False)):
         if kwargs.pop(name, ours) is not ours:
             raise ValueError(
-                f"`{name}` must be {ours}: the label unit of the prior is the only classifier."
+                f"`{name}` must be {ours}: the label unit of the prior is linear in the code."
             )
     for name in ("classifier_parameters", "labels_groups", "y_prior"):
         if kwargs.pop(name, None) is not None:
             raise ValueError(
-                f"`{name}` is an argument of SCANVI only: QBMANVI has no classifier besides the "
-                "label unit of its prior."
+                f"`{name}` is an argument of SCANVI only: QBMANVI predicts with the label unit of "
+                "its prior."
             )
 
 

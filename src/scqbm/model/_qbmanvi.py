@@ -41,7 +41,7 @@ class QBMANVI(LabelsMixin, QBMVI, SemisupervisedTrainingMixin):
 
     The label of a cell is a unit of the Boltzmann machine, with one value for each label. The
     prior is over the code and the label. It gives the probability of each label at a code, and a
-    distribution of the codes of each label. There is no other classifier.
+    distribution of the codes of each label.
 
     Parameters
     ----------
