@@ -113,7 +113,7 @@ def test_long_files_say_why():
 @pytest.mark.parametrize(
     ("what", "pattern", "home"),
     [
-        ("units drawn", r"\.uniform_\(", {"ising/_rbm.py", "samplers/_tempering.py"}),
+        ("units drawn", r"\.uniform_\(", {"ising/_transverse.py", "samplers/_tempering.py"}),
         ("a limit on enumeration", r"^_?MAX_\w*(UNITS|BITS)\b", {"ising/_exact.py"}),
         ("a table of states", r"bitwise_right_shift", {"ising/_exact.py"}),
         ("torch.compile's wrapper", r"_orig_mod", {"train/_compiled.py"}),
