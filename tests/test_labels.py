@@ -80,7 +80,7 @@ def test_probabilities_of_labels(trained):
     assert not np.allclose(drawn, trained.predict(soft=True))
 
 
-def test_cells_that_no_label_makes_likely(trained):
+def test_cells_to_which_no_label_is_probable(trained):
     labelled = (trained.adata.obs["label"] != "Unknown").to_numpy()
     in_training = np.zeros(len(labelled), bool)
     in_training[trained.train_indices_] = True
@@ -89,11 +89,19 @@ def test_cells_that_no_label_makes_likely(trained):
     assert share == pytest.approx(0.25, abs=0.03)
     same = kept != "Unknown"
     assert (kept[same] == trained.predict()[same]).all()
-    energies = trained.get_label_energies()
-    least = energies.min(axis=1)
-    assert least[same].max() < least[~same].min()
-    assert (energies.idxmin(axis=1).to_numpy() == trained.predict()).all()
-    assert list(energies.index) == list(trained.adata.obs_names)
+    surest = trained.predict(soft=True).max(axis=1)
+    assert surest[~same].max() < surest[same].min()
+
+
+def test_energies_of_labels(trained):
+    energies = trained.get_label_energies(indices=[5, 2, 7])
+    assert list(energies.index) == list(trained.adata.obs_names[[5, 2, 7]])
+    prior = trained.module.prior
+    codes = torch.as_tensor(trained.get_latent_representation(indices=[5, 2, 7]))
+    for rbm, bias, name in zip(prior.machines(), prior.label_bias, energies, strict=True):
+        visible, hidden = prior.layers(codes)
+        expected = (rbm.energy(visible, hidden) - bias).detach()
+        np.testing.assert_allclose(energies[name], expected, rtol=1e-4)
 
 
 def test_prediction_of_minified_cells_and_from_a_dataloader(trained):

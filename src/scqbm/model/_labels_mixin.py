@@ -62,9 +62,8 @@ class LabelsMixin(_Labelled):
         dataloader
             Minibatches in the place of ``adata``, as dictionaries of tensors.
         reject
-            Give cells the unlabelled category if no label makes their code likely: if their least
-            energy (:meth:`get_label_energies`) is above that of all but this share of the labelled
-            training cells.
+            Give cells the unlabelled category if no label is probable enough: if their largest
+            probability is below that of all but this share of the labelled training cells.
 
         Examples
         --------
@@ -93,9 +92,9 @@ class LabelsMixin(_Labelled):
         predicted = self._types()[scores.argmax(-1).numpy()]
         if reject > 0:
             labelled = np.intersect1d(self._labeled_indices, self.train_indices_)
-            usual = self._energies({"indices": labelled}).amin(-1)
-            unusual = self._energies(which).amin(-1) > np.quantile(usual, 1 - reject)
-            predicted[unusual.numpy()] = self.unlabeled_category_
+            usual = self._scores({"indices": labelled}).softmax(-1).amax(-1)
+            doubtful = scores.softmax(-1).amax(-1) < np.quantile(usual, reject)
+            predicted[doubtful.numpy()] = self.unlabeled_category_
         return predicted
 
     def get_label_energies(
@@ -108,7 +107,7 @@ class LabelsMixin(_Labelled):
         """Energy of each cell's mean code together with each label: ``-log p(z, y)`` less log Z.
 
         The label of least energy is the one that :meth:`predict` gives. A cell whose least energy
-        is high has a code that no label makes likely.
+        is high has a rare code. This says little of whether its type is new.
 
         Parameters
         ----------
@@ -117,7 +116,7 @@ class LabelsMixin(_Labelled):
 
         Examples
         --------
-        >>> unusual = model.get_label_energies().min(axis=1)
+        >>> rare = model.get_label_energies().min(axis=1)
         """
         self._check_if_trained(warn=False)
         names = self._names(adata, indices, dataloader)
