@@ -163,10 +163,11 @@ def one(its_cells, setting, models, codes, n_epochs, seed):
 def page(rows):
     """For each score, one line a dataset and setting; means over seeds with their range."""
     versions, n_cells = rows["versions"].iloc[-1], rows["cells"].iloc[-1]
+    n_seeds = rows["seed"].nunique()
     texts = [
         "This page is written by `python benchmarks/labels.py`, which says how the labels were "
-        f"hidden. {n_cells} cells of each dataset, {rows['seed'].nunique()} seeds; each figure is "
-        "a mean over seeds, with the smallest and the largest of them. *Lead*: QBMANVI minus "
+        f"hidden. {n_cells} cells of each dataset, {n_seeds} seed{'s' * (n_seeds > 1)}; each "
+        "figure is a mean over seeds, with the smallest and the largest of them. *Lead*: QBMANVI minus "
         f"SCANVI, with its standard error over seeds. {versions}."
     ]
     methods = list(dict.fromkeys(rows["method"]))
