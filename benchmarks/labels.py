@@ -167,8 +167,8 @@ def page(rows):
     texts = [
         "This page is written by `python benchmarks/labels.py`, which says how the labels were "
         f"hidden. {n_cells} cells of each dataset, {n_seeds} seed{'s' * (n_seeds > 1)}; each "
-        "figure is a mean over seeds, with the smallest and the largest of them. *Lead*: QBMANVI minus "
-        f"SCANVI, with its standard error over seeds. {versions}."
+        "figure is a mean over seeds, with the smallest and the largest of them. *Lead*: QBMANVI "
+        f"minus SCANVI, with its standard error over seeds. {versions}."
     ]
     methods = list(dict.fromkeys(rows["method"]))
     for metric, some in rows.groupby("metric", sort=False):
