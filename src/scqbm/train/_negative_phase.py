@@ -80,7 +80,7 @@ class NegativePhase(Callback):
         torch.set_rng_state(restored["torch_rng"])
         if trainer.global_rank == 0:  # the checkpoint holds rank 0's chains only
             self._generator.set_state(restored["generator"])
-            if restored["draws"]:
+            if restored.get("draws"):  # not in those of earlier versions
                 self._draws = [Draws(**draws) for draws in restored["draws"]]
                 self._deliver(prior)
                 self._log_z.load(restored["energy"], restored["shift"], device)
