@@ -164,7 +164,7 @@ def page(rows):
                     text += f" ({values.min():.3g} to {values.max():.3g})"
                 row[method] = text
             table.append(row)
-        texts.append(f"## {part.capitalize()}\n\n{markdown(table)}")
+        texts.append(f"### {part.capitalize()}\n\n{markdown(table)}")
     return "# Quantum prior: results\n\n" + "\n\n".join(texts) + "\n"
 
 
