@@ -185,7 +185,7 @@ def page(rows):
                     row["lead"] += f" ± {lead.sem():.3f}"
             table.append(row)
         better = " (lower is better)" if metric == "calibration error" else ""
-        texts.append(f"## {metric[0].upper()}{metric[1:]}{better}\n\n{markdown(table)}")
+        texts.append(f"### {metric[0].upper()}{metric[1:]}{better}\n\n{markdown(table)}")
     return "# Labels: results\n\n" + "\n\n".join(texts) + "\n"
 
 
