@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import pickle
 
 import pytest
 import torch
@@ -182,6 +183,12 @@ def test_kl_of_continuous_codes():
     torch.manual_seed(1)
     ours = prior.kl(qz, qz.sample((200_000,)))
     assert torch.allclose(ours, truth, atol=0.01)
+
+
+def test_an_estimate_reaches_other_processes_whole():
+    estimate = make_prior(3, 4, 0).log_partition()
+    again = pickle.loads(pickle.dumps(estimate))
+    assert again == estimate and torch.equal(again.of_labels, estimate.of_labels)
 
 
 def test_log_z_follows_each_label():

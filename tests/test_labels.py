@@ -230,6 +230,30 @@ def test_the_label_unit_starts_from_the_codes():
     assert (smaller.predict() == two.obs["label"].to_numpy())[known].mean() > 0.9
 
 
+def test_the_start_is_the_optimum_of_cross_entropy_and_penalty():
+    """So the penalty has the weight of the regression's, and no factor is lost."""
+    adata = groups()
+    scvi.settings.seed = 0
+    QBMVI.setup_anndata(adata, batch_key="batch")
+    plain = QBMVI(adata, n_latent=16, n_hidden=16)
+    plain.train(20, plan_kwargs={"lr": 5e-3}, **QUIET)
+    model = QBMANVI.from_qbmvi_model(plain, "Unknown", labels_key="label")
+    model.is_trained_ = True
+    classifier, known = model.module.classifier, model._labeled_indices
+    codes = torch.as_tensor(model.get_latent_representation(indices=known))
+    names = list(model._types())
+    labels = torch.tensor([names.index(x) for x in adata.obs["label"].iloc[known]])
+
+    def slope(weight):
+        cross = torch.nn.functional.cross_entropy(classifier(codes), labels)
+        loss = cross + weight * classifier.penalty()
+        (grad,) = torch.autograd.grad(loss, classifier.weight)
+        return (grad / classifier.scale).norm().item()
+
+    # not 0, since the regression stops at a tolerance
+    assert slope(1) < min(slope(0.5), slope(2), slope(0)) / 4
+
+
 def test_log_z_is_followed_label_by_label():
     model = make()
     prior, off = model.module.prior, []
@@ -291,6 +315,8 @@ def test_query_cells(trained):
     before = {k: v.clone() for k, v in trained.module.prior.state_dict().items()}
     model = QBMANVI.load_query_data(query, trained)
     model.train(3, plan_kwargs={"weight_decay": 0.0}, **QUIET)
+    with pytest.raises(ValueError, match="`reject` needs labelled cells"):
+        model.predict(reject=0.1)
     accuracy = (model.predict() == query.obs["cell_type"].to_numpy()).mean()
     assert accuracy > 0.8
     for name, value in model.module.prior.state_dict().items():

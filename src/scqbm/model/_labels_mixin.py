@@ -92,6 +92,11 @@ class LabelsMixin(_Labelled):
         predicted = self._types()[scores.argmax(-1).numpy()]
         if reject > 0:
             labelled = np.intersect1d(self._labeled_indices, self.train_indices_)
+            if len(labelled) == 0:
+                raise ValueError(
+                    "`reject` needs labelled cells among those that this model was trained on: "
+                    "there are none."
+                )
             usual = self._scores({"indices": labelled}).softmax(-1).amax(-1)
             doubtful = scores.softmax(-1).amax(-1) < np.quantile(usual, reject)
             predicted[doubtful.numpy()] = self.unlabeled_category_
