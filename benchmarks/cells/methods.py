@@ -66,8 +66,9 @@ def fit_harmony(cells, epochs, rate):
     return Fitted(corrected if len(corrected) == len(obs) else corrected.T)
 
 
-def scvi_like(cls, change=None, sampler=None, **arguments):
+def scvi_like(cls, change=None, sampler=None, plan=None, **arguments):
     """``fit`` of a model of scvi-tools, or of ours; ``change`` may alter it before training."""
+    plan = PLAN | (plan or {})
 
     def fit(cells, epochs, rate):
         adata = cells.adata
@@ -76,7 +77,7 @@ def scvi_like(cls, change=None, sampler=None, **arguments):
         if change is not None:
             change(model)
         kwargs = {} if sampler is None else {"sampler": sampler()}
-        return train(model, cells, epochs, rate, PLAN, model.get_latent_representation, **kwargs)
+        return train(model, cells, epochs, rate, plan, model.get_latent_representation, **kwargs)
 
     return fit
 
@@ -165,6 +166,9 @@ OURS = {
 ABLATIONS = {
     "QBMVI-uncoupled": Method(scvi_like(QBMVI, uncouple)),
     "QBMVI-frozen": Method(scvi_like(QBMVI, freeze)),
+    "QBMVI-no-bonus": Method(scvi_like(QBMVI, entropy_bonus=0.0)),
+    "QBMVI-no-dropouts": Method(scvi_like(QBMVI, input_dropout=0.0, decoder_dropout=0.0)),
+    "QBMVI-constant-rate": Method(scvi_like(QBMVI, plan={"n_epochs_constant_lr": None})),
     "QBMVI-28-exact": Method(scvi_like(QBMVI, sampler=samplers.ExactSampler, **SMALL)),
     "QBMVI-28-gibbs": Method(scvi_like(QBMVI, sampler=samplers.GibbsSampler, **SMALL)),
     "QBMVI-28-annealer": Method(

@@ -14,7 +14,9 @@ _MOST_SWEEPS = 1000  # far more than any descent takes
 
 @dataclass(frozen=True)
 class PairEnergy:
-    """``E(u) = -field . u - (u - 1/2)' coupling (u - 1/2) / 2`` of bits ``u``.
+    """The energy of coupled bits.
+
+    ``E(u) = -field·u - (u - 1/2)' coupling (u - 1/2) / 2``.
 
     Parameters
     ----------

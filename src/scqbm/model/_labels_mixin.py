@@ -45,6 +45,10 @@ class LabelsMixin(_Labelled):
     ) -> Any:
         """The label of each cell, or the probability of each label.
 
+        These are of ``q(y | x)``, a softmax that is linear in the cell's mean code and fitted to
+        the known labels. What the prior says, ``p(y | z)``, is the softmax of minus
+        :meth:`get_label_energies`.
+
         Parameters
         ----------
         adata
@@ -111,8 +115,9 @@ class LabelsMixin(_Labelled):
     ) -> pd.DataFrame:
         """Energy of each cell's mean code together with each label: ``-log p(z, y)`` less log Z.
 
-        The label of least energy is the one that :meth:`predict` gives. A cell whose least energy
-        is high has a rare code. This says little of whether its type is new.
+        The softmax of minus these energies is ``p(y | z)``, the prior's probability of each label
+        at the cell's code. A cell whose least energy is high has a rare code. This says little of
+        whether its type is new.
 
         Parameters
         ----------
@@ -139,9 +144,9 @@ class LabelsMixin(_Labelled):
 
     @torch.inference_mode()
     def _scores(self, which: dict[str, Any]) -> Tensor:
-        """Scores of the labels for each cell."""
+        """Scores of the labels for each cell: ``log q(y | x)`` up to what all labels share."""
         codes = torch.as_tensor(self.get_latent_representation(**which), device=self.device)
-        return self.module.prior.label_scores(codes).cpu()
+        return self.module.classifier(codes).cpu()
 
     @torch.inference_mode()
     def _energies(self, which: dict[str, Any]) -> Tensor:
@@ -195,32 +200,54 @@ class LabelsMixin(_Labelled):
         return np.asarray(self._label_mapping[: self.n_labels], dtype=object)
 
     def _fit_label_unit(self) -> None:
-        """Start from a logistic regression of the known labels on the codes."""
+        """Start label unit and posterior from a logistic regression of the labels on the codes."""
         self.module.eval()
         self.is_trained_ = True  # its codes are
-        codes = np.asarray(self.get_latent_representation())
+        is_fitted = self._fit_posterior(self._labeled_indices)
         self.is_trained_ = False
-        labels = np.asarray(self.labels_)[self._labeled_indices]
+        if is_fitted:
+            prior, classifier = self.module.prior, self.module.classifier
+            with torch.no_grad():
+                prior.label_field.copy_(classifier.weight)
+                prior.label_bias.copy_(classifier.bias)
+            prior.set_log_partition(prior.log_partition())
+
+    def _fit_posterior(self, cells: np.ndarray) -> bool:
+        """Fit the posterior of the label to cells whose label is known: a logistic regression.
+
+        This is the optimum of its cross entropy and penalty, which gradient steps reach slowly.
+        False if the cells have fewer than two labels.
+        """
+        labels = np.asarray(self.labels_)[cells]
         if len(set(labels)) < 2:
-            return
+            return False
+        codes = np.asarray(self.get_latent_representation())
         # on one scale: with few labels the penalty decides which units count
         mean, scale = codes.mean(0), np.maximum(codes.std(0), 1e-6)
-        known = (codes[self._labeled_indices] - mean) / scale
-        fit = LogisticRegression(max_iter=2000).fit(known, labels)
+        fit = LogisticRegression(max_iter=2000).fit((codes[cells] - mean) / scale, labels)
         weights, bias = fit.coef_ / scale, fit.intercept_
         if len(fit.classes_) == 2:  # one row for two labels
             weights, bias = np.concatenate([-weights, weights]) / 2, np.array([-bias, bias]) / 2
         bias = bias.ravel() - weights @ mean
-        types, prior = list(self._types()), self.module.prior
+        types, classifier = list(self._types()), self.module.classifier
         with torch.no_grad():
             # a label without cells starts as unlikely as the rarest
-            prior.label_bias.fill_(float(bias.min()))
+            classifier.bias.fill_(float(bias.min()))
+            classifier.weight.zero_()
             for name, w, b in zip(fit.classes_, weights, bias, strict=True):
                 i = types.index(name)
-                prior.label_field[i], prior.label_bias[i] = torch.as_tensor(w), float(b)
-            classifier = self.module.classifier
-            classifier.weight.copy_(prior.label_field)
-            classifier.bias.copy_(prior.label_bias)
+                classifier.weight[i], classifier.bias[i] = torch.as_tensor(w), float(b)
             classifier.scale.copy_(torch.as_tensor(scale))
             classifier.weight_of_penalty.fill_(1 / (2 * len(labels)))  # as of the regression
-        prior.set_log_partition(prior.log_partition())
+        return True
+
+    def _finish_posterior(self) -> None:
+        """After training, take the optimum of the posterior for the codes as they are now.
+
+        Not where a query lacks labels of its reference, which it would forget.
+        """
+        if self._adata is None or not self.module.classifier.weight.requires_grad:
+            return
+        cells = np.intersect1d(self._labeled_indices, self.train_indices_)
+        if set(np.asarray(self.labels_)[cells]) == set(self._types()):
+            self._fit_posterior(cells)

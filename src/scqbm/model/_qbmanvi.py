@@ -301,8 +301,8 @@ class QBMANVI(LabelsMixin, QBMVI, SemisupervisedTrainingMixin):
             max_epochs = default_epochs(source.n_obs)
             if self.was_pretrained:
                 max_epochs = min(10, max(2, round(max_epochs / 3)))
-        if self.was_pretrained:  # codes follow while the prior learns what the labels change in it
-            plan_kwargs = {"n_epochs_kl_warmup": max_epochs, **as_dict(plan_kwargs)}
+        if self.was_pretrained:
+            plan_kwargs = {"n_epochs_kl_warmup": None, **as_dict(plan_kwargs)}
         if trainer_kwargs.get("callbacks") and datamodule is None and len(self._labeled_indices):
             # SemisupervisedTrainingMixin forgets its own where there are others
             callbacks = [*trainer_kwargs["callbacks"], SubSampleLabels()]
@@ -326,6 +326,7 @@ class QBMANVI(LabelsMixin, QBMVI, SemisupervisedTrainingMixin):
                 trainer_config=trainer_config,
                 **trainer_kwargs,
             )
+            self._finish_posterior()
 
     def get_landscape(self, *args: Any, **kwargs: Any) -> AnnData:
         """Not for a prior with labels."""
