@@ -3,7 +3,10 @@
 #   make demo                     the demo on simulated cells; results in demo_output/
 #   make demo DATA=cells.h5ad BATCH=batch LABELS=cell_type
 #   make test                     the fast tests
-#   make test-slow | test-hardware | test-upstream | docs | lint | clean
+#   make docs                     the pages, in docs/_build/html
+#   make docs-check               look at every page in a headless browser, and follow every link
+#   make notebooks                run the notebooks and keep their outputs
+#   make test-slow | test-hardware | test-upstream | lint | dist | clean
 #
 # PYTHON=python3.12       another interpreter
 # PIP_ARGS="..."          passed to every `pip install`, for example an index of CPU builds of torch
@@ -14,6 +17,7 @@ VENV ?= .venv
 OUT ?= demo_output
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+NOTEBOOKS ?= $(sort $(wildcard notebooks/*.ipynb))
 DATA ?=
 BATCH ?=
 LABELS ?=
@@ -22,7 +26,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-hardware test-upstream docs lint clean
+.PHONY: help demo test test-slow test-hardware test-upstream docs docs-check notebooks lint dist clean
 .DELETE_ON_ERROR:
 
 help:
@@ -72,12 +76,32 @@ test-upstream: $(VENV)/.installed-test
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
+docs-check: docs $(VENV)/.installed-docs-check $(VENV)/.chromium
+	$(BIN)/python docs/check.py
+
+# A Chromium of the system, or one of Playwright's own
+$(VENV)/.chromium: $(VENV)/.installed-docs-check
+	command -v chromium || command -v google-chrome || $(BIN)/playwright install --with-deps chromium || { \
+	  apt-get update && apt-get install -y chromium; }
+	@touch $@
+
+notebooks: $(VENV)/.installed-notebooks
+	@for notebook in $(NOTEBOOKS); do \
+	  echo "Running $$notebook" && \
+	  $(BIN)/jupyter-execute --inplace --timeout=900 "$$notebook" || exit 1; \
+	done
+
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/pyproject-fmt --check pyproject.toml
 	$(BIN)/mypy
+
+dist: $(VENV)/.installed-dist
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 clean:
 	rm -rf "$(VENV)" build dist docs/_build docs/generated .mypy_cache .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 """Cells of which few have a label: QBMANVI, SCANVI and logistic regressions on the codes.
 
 python benchmarks/labels.py [--datasets covid kang-donor pancreas] [--seeds 0 1 2]
-                            [--cells 2000] [--quick]
+                            [--methods QBMANVI ...] [--cells 2000] [--quick]
 
 SCVI (30 latents, rate 3e-3) and QBMVI (defaults) are trained on all cells without labels. From
 each of them, its labelled counterpart is trained with 1 %, 10 % or 50 % of the labels (one of each
@@ -39,6 +39,8 @@ from scqbm import QBMANVI, QBMVI, benchmark
 RESULTS = Path(__file__).parent / "results" / "labels.csv"
 PAGE = Path(__file__).parents[1] / "docs" / "results_labels.md"
 SETTINGS = ["0.01", "0.1", "0.5", "batch", "type"]
+METHODS = ["logistic on SCVI", "logistic on QBMVI", "SCANVI", "QBMANVI"]
+OF_SCVI = {"logistic on SCVI", "SCANVI"}  # methods that start from it; the others from QBMVI
 HIDDEN = "Unknown"
 BINS = 15  # of the calibration error
 SCANVI_TRAINING = {"max_epochs": 20, "n_samples_per_label": 100}
@@ -119,44 +121,55 @@ def total(its_cells, codes):
     return {"Total": table.loc[table["metric"] == "Total", "value"].iloc[0]}
 
 
-def unlabelled_models(its_cells, n_epochs, seed):
-    """SCVI and QBMVI, trained on all cells without labels."""
+def unlabelled_models(its_cells, methods, n_epochs, seed):
+    """SCVI and QBMVI, as far as methods start from them, trained on all cells without labels."""
     adata, batch = its_cells.adata, its_cells.dataset.batch
-    scvi.settings.seed = seed
-    scvi.model.SCVI.setup_anndata(adata, batch_key=batch)
-    gaussian = scvi.model.SCVI(adata, n_latent=30, gene_likelihood="nb")
-    gaussian.train(n_epochs or epochs(adata.n_obs), plan_kwargs={"lr": 3e-3}, **QUIET)
-    scvi.settings.seed = seed
-    QBMVI.setup_anndata(adata, batch_key=batch)
-    bits = QBMVI(adata, gene_likelihood="nb")
-    bits.train(n_epochs, **QUIET)
-    return gaussian, bits
+    models = {}
+    if OF_SCVI & set(methods):
+        scvi.settings.seed = seed
+        scvi.model.SCVI.setup_anndata(adata, batch_key=batch)
+        models["SCVI"] = scvi.model.SCVI(adata, n_latent=30, gene_likelihood="nb")
+        n_scvi = n_epochs or epochs(adata.n_obs)
+        models["SCVI"].train(n_scvi, plan_kwargs={"lr": 3e-3}, **QUIET)
+    if set(methods) - OF_SCVI:
+        scvi.settings.seed = seed
+        QBMVI.setup_anndata(adata, batch_key=batch)
+        models["QBMVI"] = QBMVI(adata, gene_likelihood="nb")
+        models["QBMVI"].train(n_epochs, **QUIET)
+    return models
 
 
-def one(its_cells, setting, models, codes, n_epochs, seed):
-    """All methods with one way of hiding labels: method -> scores."""
+def one(its_cells, setting, methods, models, n_epochs, seed):
+    """Some methods with one way of hiding labels: method -> scores."""
     adata = its_cells.adata
     labels = adata.obs[its_cells.dataset.label].astype(str).to_numpy()
     hidden, unknown = hidden_cells(its_cells, setting, seed)
     adata.obs["known_label"] = pd.Categorical(np.where(hidden, HIDDEN, labels))
+    codes = {name: model.get_latent_representation() for name, model in models.items()}
     found = {}
     for name, z in codes.items():
-        table = logistic(z, labels, hidden)
-        found[f"logistic on {name}"] = scores(table, labels, hidden, unknown)
-    gaussian, bits = models
-    scvi.settings.seed = seed
-    scanvi = scvi.model.SCANVI.from_scvi_model(gaussian, HIDDEN, labels_key="known_label")
-    scanvi.train(**SCANVI_TRAINING | ({"max_epochs": n_epochs} if n_epochs else {}), **QUIET)
-    found["SCANVI"] = scores(scanvi.predict(soft=True), labels, hidden, unknown)
-    scvi.settings.seed = seed
-    ours = QBMANVI.from_qbmvi_model(bits, HIDDEN, labels_key="known_label")
-    ours.train(n_epochs, **QUIET)
-    unlikely = ours.get_label_energies().to_numpy().min(1)
-    found["QBMANVI"] = scores(ours.predict(soft=True), labels, hidden, unknown, unlikely)
-    if setting == "0.1":
-        found["SCANVI"] |= total(its_cells, scanvi.get_latent_representation())
-        found["QBMANVI"] |= total(its_cells, ours.get_latent_representation())
-        found |= {name: total(its_cells, z) for name, z in codes.items()}
+        if f"logistic on {name}" in methods:
+            table = logistic(z, labels, hidden)
+            found[f"logistic on {name}"] = scores(table, labels, hidden, unknown)
+            if setting == "0.1":
+                found[name] = total(its_cells, z)
+    if "SCANVI" in methods:
+        scvi.settings.seed = seed
+        scanvi = scvi.model.SCANVI.from_scvi_model(
+            models["SCVI"], HIDDEN, labels_key="known_label"
+        )
+        scanvi.train(**SCANVI_TRAINING | ({"max_epochs": n_epochs} if n_epochs else {}), **QUIET)
+        found["SCANVI"] = scores(scanvi.predict(soft=True), labels, hidden, unknown)
+        if setting == "0.1":
+            found["SCANVI"] |= total(its_cells, scanvi.get_latent_representation())
+    if "QBMANVI" in methods:
+        scvi.settings.seed = seed
+        ours = QBMANVI.from_qbmvi_model(models["QBMVI"], HIDDEN, labels_key="known_label")
+        ours.train(n_epochs, **QUIET)
+        unlikely = ours.get_label_energies().to_numpy().min(1)
+        found["QBMANVI"] = scores(ours.predict(soft=True), labels, hidden, unknown, unlikely)
+        if setting == "0.1":
+            found["QBMANVI"] |= total(its_cells, ours.get_latent_representation())
     return found
 
 
@@ -170,7 +183,7 @@ def page(rows):
         "figure is a mean over seeds, with the smallest and the largest of them. *Lead*: QBMANVI "
         f"minus SCANVI, with its standard error over seeds. {versions}."
     ]
-    methods = list(dict.fromkeys(rows["method"]))
+    methods = [m for m in ["SCVI", "QBMVI", *METHODS] if m in set(rows["method"])]
     for metric, some in rows.groupby("metric", sort=False):
         table = []
         for (name, setting), group in some.groupby(["dataset", "setting"], sort=False):
@@ -200,6 +213,7 @@ def main():
     )
     parser.add_argument("--datasets", nargs="+", default=["pancreas", "kang-donor", "covid"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--cells", type=int, default=2000)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
@@ -214,20 +228,27 @@ def main():
         for name in args.datasets:
             done = set()
             if RESULTS.exists() and not args.quick:
-                known = pd.read_csv(RESULTS, usecols=key, dtype=str).drop_duplicates()
-                done = set(known.itertuples(index=False, name=None))
-            todo = [s for s in SETTINGS if (name, str(args.cells), str(seed), s) not in done]
-            if not todo:
+                known = pd.read_csv(RESULTS, usecols=[*key, "method"], dtype=str)
+                done = set(known[[*key, "method"]].itertuples(index=False, name=None))
+            left = {
+                setting: [
+                    method
+                    for method in args.methods
+                    if (name, str(args.cells), str(seed), setting, method) not in done
+                ]
+                for setting in SETTINGS
+            }
+            left = {setting: methods for setting, methods in left.items() if methods}
+            if not left:
                 continue
             try:
                 its_cells = cells(name, args.cells, seed)
             except OSError as error:  # no such file
                 print(f"{name} is left out: {error}", flush=True)
                 continue
-            models = unlabelled_models(its_cells, n_epochs, seed)
-            codes = {type(m).__name__: m.get_latent_representation() for m in models}
-            for setting in todo:
-                found = one(its_cells, setting, models, codes, n_epochs, seed)
+            models = unlabelled_models(its_cells, set().union(*left.values()), n_epochs, seed)
+            for setting, methods in left.items():
+                found = one(its_cells, setting, methods, models, n_epochs, seed)
                 where = dict(zip(key, (name, args.cells, seed, setting), strict=True))
                 rows = pd.DataFrame(
                     where | {"method": method, "metric": metric, "value": f"{value:.5g}"}

@@ -5,5 +5,5 @@ from scqbm.model import QBMANVI, QBMVI, match_programs
 
 _rich.provide_pretty()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["QBMANVI", "QBMVI", "benchmark", "data", "match_programs", "pl", "samplers"]
