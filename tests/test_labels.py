@@ -82,6 +82,19 @@ def test_probabilities_of_labels(trained):
     assert not np.allclose(drawn, trained.predict(soft=True))
 
 
+def test_a_label_whose_cells_are_all_held_out_is_learnt_nevertheless():
+    adata = groups()
+    rare = adata.obs["cell_type"].iloc[0]
+    of_it = np.flatnonzero((adata.obs["cell_type"] == rare).to_numpy())
+    adata.obs.iloc[of_it, adata.obs.columns.get_loc("label")] = "Unknown"
+    adata.obs.iloc[of_it[0], adata.obs.columns.get_loc("label")] = rare
+    model = make(adata, n_latent=16)
+    others = np.delete(np.arange(adata.n_obs), of_it[0])
+    split = {"external_indexing": [others, of_it[:1]]}
+    model.train(60, plan_kwargs={"lr": 5e-3}, datasplitter_kwargs=split, **QUIET)
+    assert (model.predict(indices=of_it) == rare).mean() > 0.5
+
+
 def test_a_query_keeps_the_posterior_of_its_reference(trained):
     """A query of one type would forget the others."""
     query = groups(seed=1)

@@ -244,10 +244,14 @@ class LabelsMixin(_Labelled):
     def _finish_posterior(self) -> None:
         """After training, take the optimum of the posterior for the codes as they are now.
 
-        Not where a query lacks labels of its reference, which it would forget.
+        It learns from the training cells, and from others if a label has none among these. Not
+        where a query lacks labels of its reference, which it would forget.
         """
         if self._adata is None or not self.module.classifier.weight.requires_grad:
             return
-        cells = np.intersect1d(self._labeled_indices, self.train_indices_)
-        if set(np.asarray(self.labels_)[cells]) == set(self._types()):
-            self._fit_posterior(cells)
+        known = np.asarray(self._labeled_indices)
+        labels = np.asarray(self.labels_)[known]
+        if set(labels) == set(self._types()):
+            in_training = np.isin(known, self.train_indices_)
+            alone = ~np.isin(labels, labels[in_training])
+            self._fit_posterior(known[in_training | alone])
