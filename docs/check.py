@@ -1,8 +1,8 @@
 """Look at every built page in a headless Chromium, and follow every link: `make docs-check`.
 
 At 1280 and 400 pixels no page may scroll sideways, and no table or picture may leave its column.
-At 1280 pixels no table may scroll inside its column either, but for the long tables of figures,
-which have the lead in their second column, and the outputs of notebooks.
+At 1280 pixels no table may scroll inside its column either, but for folded ones, which have the
+lead in their second column, and the outputs of notebooks.
 """
 
 import shutil
@@ -27,7 +27,7 @@ MEASURE = """
     const {right, width} = box.getBoundingClientRect();
     const name = box.tagName.toLowerCase() + ': ' + box.innerText.trim().slice(0, 40);
     if (width && right > column.right + 1) found.push('leaves its column, ' + name);
-    if (box.tagName == 'TABLE' && !box.closest('.figures, .cell_output') && window.innerWidth >= 1280
+    if (box.tagName == 'TABLE' && !box.closest('details, .cell_output') && window.innerWidth >= 1280
         && box.scrollWidth > box.clientWidth + 1) found.push('scrolls, ' + name);
   }
   return found;

@@ -343,3 +343,45 @@ def test_divergence_is_said(part):
     torch.nn.init.constant_(parameter, np.nan)
     with pytest.raises(FloatingPointError, match="diverged.*lower lr"):
         model.train(1, **QUIET)
+
+
+# -- slips of a new user ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"n_hiden": 3}, "QBMVI has no argument `n_hiden`: did you mean `n_hidden`?"),
+        ({"nonsense": 3}, "QBMVI has no argument `nonsense`."),
+        ({"n_layers": 0}, "`n_layers` must be an integer of at least 1, not 0."),
+        ({"gene_likelihood": "znb"}, "`gene_likelihood` must be one of"),
+    ],
+)
+def test_arguments_of_the_model(wrong, sentence):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        make(**wrong)
+    assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"max_epoch": 3}, "train has no argument `max_epoch`: did you mean `max_epochs`?"),
+        ({"max_epochs": -1}, "`max_epochs` must be an integer of at least 1, not -1."),
+        ({"max_epochs": 2.5}, "`max_epochs` must be an integer of at least 1, not 2.5."),
+    ],
+)
+def test_arguments_of_train(wrong, sentence):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        make().train(**wrong)
+    assert str(caught.value) == sentence
+
+
+def test_few_cells_are_named_but_not_of_a_query(recwarn):
+    model = make()
+    model.train(1, **QUIET)
+    (few,) = [w.message for w in recwarn if "There are only 80 cells" in str(w.message)]
+    assert_one_sentence(few)
+    recwarn.clear()
+    QBMVI.load_query_data(data(), model).train(1, **QUIET)
+    assert not [w for w in recwarn if "There are only" in str(w.message)]

@@ -1,6 +1,13 @@
 """Write docs/benchmark.md and its figure from results/benchmark.csv: wins and losses alike.
 
 python benchmarks/cells/report.py [--results FILE] [--docs FOLDER]
+
+Also writes docs/results_parts.md, what each part of the model is worth, from results/parts.csv:
+
+python benchmarks/cells/run.py --cells 1500 --epochs 100 --seeds 0 --datasets pancreas kang-donor
+    --tasks integration likelihood classification generation --out benchmarks/results/parts.csv
+    --methods QBMVI SCVI-30 SCVI-30+ QBMVI-unmixed QBMVI-uncoupled QBMVI-frozen QBMVI-no-bonus
+    QBMVI-no-dropouts QBMVI-constant-rate
 """
 
 import argparse
@@ -35,6 +42,7 @@ from tables import markdown
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/benchmark.csv"
+PARTS_WORTH = ROOT / "benchmarks/results/parts.csv"
 SHORTFALLS = Path(__file__).with_name("shortfalls.md")  # of RESULTS: tried, and why it fails
 
 
@@ -280,6 +288,35 @@ def page(rows: pd.DataFrame, runs: pd.DataFrame, shortfalls: str = "") -> str:
     return "\n\n".join(part for part in text if part) + "\n"
 
 
+def worth(rows: pd.DataFrame) -> str:
+    """How the scores of QBMVI change without each of its parts, and those of scVI, on average."""
+    questions = {
+        "Total": INTEGRATION[0],
+        "bio conservation": INTEGRATION[2],
+        "macro-F1, unseen batches": ACROSS,
+        "likelihood, nats": NEGATIVE_ELBO,
+        "generated cells": GENERATION,
+    }
+    cells = rows["cells"].iloc[0]
+    tables = {name: means(rows, q, cells) * q.sign for name, q in questions.items()}
+    methods = [m for m in [*OURS, *ABLATIONS, *RIVALS] if m in set(rows["method"])]
+    lines = []
+    for method in methods:
+        if method == OUR_DEFAULT:
+            continue
+        line = {"": f"{method}: {METHOD_MEANINGS[method]}"}
+        for name, question in questions.items():
+            change = (tables[name][method] - tables[name][OUR_DEFAULT]).mean()
+            line[name] = f"{change:+.{question.digits}f}"
+        lines.append(line)
+    datasets, seeds = sorted(set(rows["dataset"])), rows["seed"].nunique()
+    note = (
+        f"{cells} cells each of {' and '.join(datasets)}, {seeds} seed{'s' * (seeds > 1)}. Change "
+        "of each score, on average; in all columns, a positive number is better than QBMVI."
+    )
+    return f"{markdown(lines)}\n\n{note}\n"
+
+
 def main() -> None:
     """Read, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -293,6 +330,8 @@ def main() -> None:
     ours = args.results.resolve() == RESULTS.resolve()  # other rows may fall short elsewhere
     text = page(rows, runs, SHORTFALLS.read_text() if ours else "")
     (args.docs / "benchmark.md").write_text(text)
+    if ours and PARTS_WORTH.exists():
+        (args.docs / "results_parts.md").write_text(worth(read(PARTS_WORTH)))
 
 
 if __name__ == "__main__":

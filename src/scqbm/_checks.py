@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
@@ -45,6 +46,15 @@ def one_of(name: str, value: Any, options: Collection[str]) -> None:
     """One of several words."""
     if value not in options:
         raise ValueError(f"`{name}` must be one of {options}, not {value!r}.")
+
+
+def arguments(of: str, given: Collection[str], known: Collection[str]) -> None:
+    """No argument but the known ones; a likely typo gets a hint."""
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f": did you mean `{close[0]}`?" if close else "."
+            raise TypeError(f"{of} has no argument `{name}`{hint}")
 
 
 def column(adata, name: str, key: Any) -> None:

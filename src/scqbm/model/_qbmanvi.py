@@ -30,7 +30,7 @@ from scqbm.model._counts import check_counts
 from scqbm.model._label_checks import check_known, check_labels, check_scanvi_arguments
 from scqbm.model._labels_mixin import LabelsMixin
 from scqbm.model._qbmvi import QBMVI
-from scqbm.model._training import as_dict, keeping_what_was_learnt, prepared
+from scqbm.model._training import as_dict, keeping_what_was_learnt, prepared, warn_of_few_cells
 from scqbm.module import QBANVAE
 from scqbm.samplers import Sampler
 from scqbm.train import QBMANVITrainingPlan, default_epochs
@@ -288,7 +288,8 @@ class QBMANVI(LabelsMixin, QBMVI, SemisupervisedTrainingMixin):
             Arguments of :class:`scvi.train.Trainer`.
         """
         plan_kwargs, trainer_kwargs = prepared(
-            self.module,
+            self,
+            max_epochs,
             plan_kwargs,
             trainer_kwargs,
             sampler=sampler,
@@ -296,6 +297,7 @@ class QBMANVI(LabelsMixin, QBMVI, SemisupervisedTrainingMixin):
             checkpoint_every=checkpoint_every,
             checkpoint_dir=checkpoint_dir,
         )
+        warn_of_few_cells(self)
         source = self._adata if datamodule is None else datamodule
         if max_epochs is None and hasattr(source, "n_obs"):
             max_epochs = default_epochs(source.n_obs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
 from anndata import AnnData
@@ -12,13 +13,14 @@ from scvi import REGISTRY_KEYS
 from scvi.model import SCVI
 from scvi.model.base import BaseModelClass
 
+from scqbm import _checks
 from scqbm.model._counts import check_counts
 from scqbm.model._landscape_mixin import LandscapeMixin
 from scqbm.model._latent_mixin import LatentMixin
 from scqbm.model._prior_mixin import BoltzmannPriorMixin
 from scqbm.model._programs_mixin import ProgramsMixin
 from scqbm.model._to_disk import ToDiskMixin
-from scqbm.model._training import keeping_what_was_learnt, prepared
+from scqbm.model._training import keeping_what_was_learnt, prepared, warn_of_few_cells
 from scqbm.module import QBVAE, Relaxation
 from scqbm.samplers import Sampler
 from scqbm.train import QBMTrainingPlan, default_epochs
@@ -147,6 +149,9 @@ class QBMVI(
         prior: Literal["rbm", "quantum"] = "rbm",
         **kwargs,
     ):
+        _checks.arguments(type(self).__name__, kwargs, self._known_arguments())
+        _checks.whole("n_hidden", n_hidden)
+        _checks.whole("n_layers", n_layers)
         if registry is not None:  # shipped datamodules sign theirs "SCVI", which load() rejects
             registry = {**registry, "model_name": type(self).__name__}
         super().__init__(
@@ -178,6 +183,13 @@ class QBMVI(
         self.init_params_ = self._get_init_params(locals())
         if self.module is not None:  # a loaded model keeps its defaults, whatever data it gets
             self.init_params_["non_kwargs"] |= asdict(self.module.chosen)
+
+    @classmethod
+    def _known_arguments(cls) -> set[str]:
+        """Arguments of the model and of its module."""
+        classes = [QBMVI, *cls._module_cls.__mro__]
+        inits = [vars(one)["__init__"] for one in classes if "__init__" in vars(one)]
+        return {name for init in inits for name in signature(init).parameters}
 
     def _summarise(self) -> None:
         """What ``print(model)`` shows: every argument, with what the defaults came to."""
@@ -311,7 +323,8 @@ class QBMVI(
             Arguments of :class:`scvi.train.Trainer`, for example ``check_val_every_n_epoch``.
         """
         plan_kwargs, trainer_kwargs = prepared(
-            self.module,
+            self,
+            max_epochs,
             plan_kwargs,
             trainer_kwargs,
             sampler=sampler,
@@ -319,6 +332,7 @@ class QBMVI(
             checkpoint_every=checkpoint_every,
             checkpoint_dir=checkpoint_dir,
         )
+        warn_of_few_cells(self)
         if self.module is None:
             if datamodule is None:
                 raise AttributeError(  # as scvi-tools does, whose tests expect it

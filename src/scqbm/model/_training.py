@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
+from scvi import settings
 from scvi.model.base import BaseModelClass
-from torch import nn
 
+from scqbm import _checks
 from scqbm.samplers import Sampler, SamplerError
-from scqbm.train import Checkpoints, check_checkpoint, plan_arguments
+from scqbm.train import Checkpoints, check_checkpoint, plan_arguments, trainer_arguments
+
+_FEW = 500  # cells: fewer were never tested on real data
 
 
 def prepared(
-    module: nn.Module | None,
+    model: BaseModelClass,
+    max_epochs: int | None,
     plan_kwargs: Any,
     trainer_kwargs: dict[str, Any],
     *,
@@ -25,13 +31,17 @@ def prepared(
     checkpoint_dir: str | os.PathLike,
 ) -> tuple[Any, dict[str, Any]]:
     """``plan_kwargs`` and ``trainer_kwargs`` with our own arguments in them."""
+    if max_epochs is not None:  # to Lightning, -1 is without end
+        _checks.whole("max_epochs", max_epochs)
     for name in trainer_kwargs.keys() & plan_arguments():  # the trainer would be blamed for these
         raise TypeError(
             f"`{name}` is an argument of the training plan: pass "
             f"plan_kwargs={{{name!r}: {trainer_kwargs[name]!r}}}."
         )
+    known = {*signature(model.train).parameters, *trainer_arguments(), "ckpt_path"}
+    _checks.arguments("train", trainer_kwargs, known)
     if trainer_kwargs.get("ckpt_path") is not None:
-        check_checkpoint(trainer_kwargs["ckpt_path"], module)
+        check_checkpoint(trainer_kwargs["ckpt_path"], model.module)
     if checkpoint_every is not None:
         saver = Checkpoints(checkpoint_dir, checkpoint_every)
         callbacks = [*(trainer_kwargs.get("callbacks") or ()), saver]
@@ -39,6 +49,19 @@ def prepared(
     given = {"sampler": sampler, "sample_every": sample_every}
     given = {name: value for name, value in given.items() if value is not None}
     return ({**as_dict(plan_kwargs), **given} if given else plan_kwargs), trainer_kwargs
+
+
+def warn_of_few_cells(model: BaseModelClass) -> None:
+    """Say so if there are fewer cells than any test on real data had; not for a query."""
+    adata, module = model._adata, model.module
+    is_query = module is not None and not all(p.requires_grad for p in module.parameters())
+    if adata is not None and adata.n_obs < _FEW and not is_query:
+        warnings.warn(
+            f"There are only {adata.n_obs} cells, and {type(model).__name__} was not tested on "
+            f"real data with fewer than {_FEW}: compare the result with principal components.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
+        )
 
 
 def as_dict(kwargs: Any) -> dict[str, Any]:

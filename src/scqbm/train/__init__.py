@@ -8,6 +8,7 @@ from scqbm.train._plan import (
     QBMTrainingPlan,
     default_epochs,
     plan_arguments,
+    trainer_arguments,
 )
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "check_checkpoint",
     "default_epochs",
     "plan_arguments",
+    "trainer_arguments",
 ]

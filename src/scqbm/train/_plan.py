@@ -263,9 +263,14 @@ def default_epochs(n_cells: int) -> int:
 
 def plan_arguments() -> set[str]:
     """Names of arguments that belong to the training plan and not to the trainer."""
+    plan = _names(QBMANVITrainingPlan, QBMTrainingPlan, BoltzmannPlanMixin, TrainingPlan)
+    return plan - trainer_arguments() - {"module", "n_classes", "args", "loss_kwargs"}
 
-    def names(*classes: type) -> set[str]:
-        return {name for cls in classes for name in signature(cls).parameters}
 
-    plan = names(QBMANVITrainingPlan, QBMTrainingPlan, BoltzmannPlanMixin, TrainingPlan)
-    return plan - names(Trainer, pl.Trainer) - {"module", "n_classes", "args", "loss_kwargs"}
+def trainer_arguments() -> set[str]:
+    """Names of arguments that belong to the trainer."""
+    return _names(Trainer, pl.Trainer)
+
+
+def _names(*classes: type) -> set[str]:
+    return {name for cls in classes for name in signature(cls).parameters}
