@@ -217,17 +217,17 @@ def page(rows: pd.DataFrame, runs: pd.DataFrame, shortfalls: str = "") -> str:
     methods = set(rows.loc[rows["method"].isin([*CONTROLS, *RIVALS, OUR_DEFAULT]), "method"])
     text = [
         "# Benchmark",
-        "QBMVI at its default settings, beside scVI, Harmony and principal components. Losses are "
-        "shown as well as wins. In short: batches are mixed better and the held-out likelihood is "
-        "better; cell types are told as well as by scVI with 30 latents; Leiden clusters and "
-        "pseudotime on a simulated tree are worse.",
+        "QBMVI at its default settings, beside scVI, Harmony and principal components. In short: "
+        "batches are mixed better, and the held-out likelihood is better; cell types are "
+        "predicted as well as by scVI with 30 latents; Leiden clusters, and pseudotime on a "
+        "simulated tree, are worse.",
         "![Total and macro-F1 by dataset](_static/benchmark.png)",
         "## Summary",
         "*Total* is the average of scib-metrics. The *lead* is QBMVI minus the rival that is best "
         "on the dataset, with its standard error over seeds. The last three columns are leads as "
         "well, each over the rival that is best in that score; positive: QBMVI is better.",
         f":::{{div}} figures\n{summary(rows)}\n:::",
-        "Most of the lead in Total comes from the batch-mixing penalty and not from the prior: "
+        "The lead in Total comes from the batch-mixing penalty and not from the prior: "
         "[what each part is worth](model.md#what-each-part-is-worth).",
         "### Where QBMVI is behind",
         "All scores and datasets where the best rival is better, with the lead (negative) and the "
