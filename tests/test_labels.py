@@ -91,8 +91,9 @@ def test_a_label_whose_cells_are_all_held_out_is_learnt_nevertheless():
     model = make(adata, n_latent=16)
     others = np.delete(np.arange(adata.n_obs), of_it[0])
     split = {"external_indexing": [others, of_it[:1]]}
-    model.train(60, plan_kwargs={"lr": 5e-3}, datasplitter_kwargs=split, **QUIET)
-    assert (model.predict(indices=of_it) == rare).mean() > 0.5
+    model.train(40, plan_kwargs={"lr": 5e-3}, datasplitter_kwargs=split, **QUIET)
+    # one cell tells a part of the others; without the last fit, none is ever found
+    assert (model.predict(indices=of_it) == rare).mean() > 0.2
 
 
 def test_a_query_keeps_the_posterior_of_its_reference(trained):
