@@ -47,6 +47,7 @@ class QBANVAE(SupervisedModuleClass, QBVAE):
     label of a cell without one has the posterior of :class:`LabelPosterior`, which learns from the
     cross entropy of known labels only. If it were the label unit's own ``p(y | z)``, the unit
     would confirm itself, and labels would drift to other groups of cells.
+    Gradient steps reach its optimum slowly, so the model fits it once more after training.
 
     Parameters
     ----------
