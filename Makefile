@@ -2,7 +2,7 @@
 #
 #   make demo                     the demo on simulated cells; results in demo_output/
 #   make demo DATA=cells.h5ad BATCH=batch LABELS=cell_type
-#   make test                     the fast tests
+#   make test                     the fast tests, on as many cores as there are (at most 4)
 #   make docs                     the pages, in docs/_build/html
 #   make docs-check               look at every page in a headless browser, and follow every link
 #   make notebooks                run the notebooks and keep their outputs
@@ -10,7 +10,7 @@
 #
 # PYTHON=python3.12       another interpreter
 # PIP_ARGS="..."          passed to every `pip install`, for example an index of CPU builds of torch
-# PYTEST_ARGS="-n 2 -x"   passed to pytest
+# PYTEST_ARGS="-x -n 0"   passed to pytest (-n 0: one test after the other)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -62,7 +62,7 @@ demo: $(VENV)/.installed
 	  $(if $(BATCH),--batch-key "$(BATCH)") $(if $(LABELS),--labels-key "$(LABELS)")
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

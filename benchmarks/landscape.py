@@ -124,29 +124,39 @@ def requests(model, its_cells, seed):
 def programs(model, its_cells, seed, kept):
     """Effects of the units, and how well the seeds agree; interferon between stim and control."""
     adata = its_cells.adata
-    table = model.get_programs(n_genes=None, silent=True)
-    table.to_csv(kept / f"{seed}.csv", index=False)
+    tables = {
+        "units": model.get_programs(n_genes=None, silent=True),
+        "15 programs": model.get_programs(
+            n_programs=15, n_genes=None, key_added="programs", silent=True
+        ),
+    }
     found = {}
-    for number in range(seed):
-        if not (kept / f"{number}.csv").exists():
-            continue
-        other = pd.read_csv(kept / f"{number}.csv")
-        genes = set(table["target"]) & set(other["target"])  # each seed has its own cells
-        similar = match_programs(*(t[t["target"].isin(genes)] for t in (table, other)))[
-            "similarity"
-        ]
-        found[f"median best match with seed {number}"] = similar.median()
-        found[f"share of matches above 0.7 with seed {number}"] = (similar > 0.7).mean()
-    if its_cells.dataset.batch == "donor":  # the units that differ most by stimulation
+    for what, table in tables.items():
+        table.to_csv(kept / f"{what} {seed}.csv", index=False)
+        for number in range(seed):
+            if not (kept / f"{what} {number}.csv").exists():
+                continue
+            other = pd.read_csv(kept / f"{what} {number}.csv")
+            genes = set(table["target"]) & set(other["target"])  # each seed has its own cells
+            similar = match_programs(*(t[t["target"].isin(genes)] for t in (table, other)))[
+                "similarity"
+            ]
+            found[f"{what}: median best match with seed {number}"] = similar.median()
+            found[f"{what}: share of matches above 0.7 with seed {number}"] = (
+                similar > 0.7
+            ).mean()
+    if its_cells.dataset.batch == "donor":  # what differs most by stimulation
         stimulated = (adata.obs["condition"] == "STIM").to_numpy()
-        codes = model.get_latent_representation()
-        gap = np.abs(codes[stimulated].mean(0) - codes[~stimulated].mean(0))
-        ranks = []
-        for rank, unit in enumerate(np.argsort(-gap), 1):
-            top = table[table["source"] == f"unit_{unit}"].head(20)
-            if len(INTERFERON & set(top["target"])) >= 3:
-                ranks.append(rank)
-        found["rank of the first interferon unit"] = min(ranks, default=np.nan)
+        codes = pd.DataFrame(model.get_latent_representation()).add_prefix("unit_")
+        for what, scores in (("unit", codes), ("program", adata.obsm["programs"])):
+            gap = np.abs(scores[stimulated].mean() - scores[~stimulated].mean())
+            table = tables["units" if what == "unit" else "15 programs"]
+            ranks = []
+            for rank, name in enumerate(gap.sort_values(ascending=False).index, 1):
+                top = table[table["source"] == name].head(20)
+                if len(INTERFERON & set(top["target"])) >= 3:
+                    ranks.append(rank)
+            found[f"rank of the first interferon {what}"] = min(ranks, default=np.nan)
     return found
 
 

@@ -8,6 +8,7 @@ from helpers import assert_one_sentence
 from small_models import BITS, BITS_HIDDEN, NORMAL, each_family, trained
 
 from scqbm import match_programs
+from scqbm.model._programs import independent_programs
 
 
 def with_linear_decoder(family):
@@ -177,6 +178,10 @@ def test_matching_finds_a_permuted_copy_whatever_its_signs():
         ({"units": [True]}, "`units` must name units"),
         ({"indices": []}, "`indices` names no cells"),
         ({"labels_key": "type"}, "`labels_key` must be a column"),
+        ({"n_programs": 0}, "`n_programs` must be an integer"),
+        ({"n_programs": 6}, "`n_programs` must be at most 5"),
+        ({"n_programs": 2, "units": [1]}, "leave out `units`"),
+        ({"key_added": "programs"}, "it needs `n_programs`"),
     ],
 )
 def test_bad_programs(given, says):
@@ -193,3 +198,64 @@ def test_bad_tables():
     assert_one_sentence(error.value)
     with pytest.raises(ValueError, match="`n` must be an integer"):
         trained().get_couplings(0)
+
+
+def test_programs_of_many_units_do_not_depend_on_how_units_share_the_work():
+    """Known sources, written down by twelve units in two ways, come back as the same programs."""
+    rng = np.random.default_rng(0)
+    sources = rng.gamma(0.5, size=(3000, 4))
+    changes = rng.standard_normal((4, 60)) * np.array([4, 3, 2, 1])[:, None]
+    found = []
+    for seed in (1, 2):
+        mix = np.random.default_rng(seed).standard_normal((4, 12))
+        values, effects = sources @ mix, np.linalg.pinv(mix) @ changes
+        found.append(independent_programs(values, effects, 4, seed=seed))
+    for scores, its_changes in found:
+        np.testing.assert_allclose(scores.mean(0), 0, atol=1e-8)
+        np.testing.assert_allclose(scores.std(0), 1)
+        assert np.diff(np.square(its_changes).sum(1)).max() < 0  # the strongest first
+        assert (scores**3).mean(0).min() > 0
+        for i in range(4):  # in the order of the known ones, and with their sign
+            assert np.corrcoef(scores[:, i], sources[:, i])[0, 1] > 0.99
+            wanted = changes[i] * sources[:, i].std()
+            np.testing.assert_allclose(its_changes[i], wanted, atol=0.15 * np.abs(wanted).max())
+
+
+@each_family
+def test_programs_of_a_model(family):
+    model, weights = with_linear_decoder(family)
+    adata, n = model.adata, 3
+    adata.obs["some"] = np.arange(adata.n_obs) % 2
+    table = model.get_programs(
+        n_programs=n, n_genes=None, key_added="programs", labels_key="some", silent=True
+    )
+    assert table["source"].unique().tolist() == ["program_0", "program_1", "program_2"]
+    scores = adata.obsm.pop("programs")
+    assert scores.index.equals(adata.obs_names)
+    np.testing.assert_allclose(scores.std(ddof=0), 1, rtol=1e-3)
+    # the decoder is linear: the scores times the changes are what the code does to the genes,
+    # but for what four programs would add and one constant for all genes of a cell
+    changes = table.pivot(index="source", columns="target", values="weight")[adata.var_names]
+    codes = model.get_latent_representation()
+    done = (codes - codes.mean(0)) @ weights / np.log(2)
+    done -= done.mean(1, keepdims=True)
+    ours = scores.to_numpy() @ changes.to_numpy()
+    ours -= ours.mean(1, keepdims=True)
+    left = np.square(done - ours).sum() / np.square(done).sum()
+    spread = np.linalg.svd(done, compute_uv=False) ** 2
+    assert left == pytest.approx(spread[n:].sum() / spread.sum(), abs=0.02)
+    assert set(table["cell_type"]) <= {"0", "1"}
+    again = model.get_programs(n_programs=n, n_genes=None, silent=True)
+    pd.testing.assert_frame_equal(again, table[again.columns])
+    model.get_programs(n_programs=n, indices=[3, 5, 6, 9, 11], key_added="programs", silent=True)
+    assert adata.obsm.pop("programs").notna().all(axis=1).sum() == 5
+
+
+def test_fewer_programs_where_units_do_the_same():
+    rng = np.random.default_rng(0)
+    values, effects = rng.random((50, 3)), np.ones((3, 1)) * rng.standard_normal(10)
+    scores, changes = independent_programs(values, effects, 3)
+    assert scores.shape == (50, 1)
+    assert changes.shape == (1, 10)
+    centred = values - values.mean(0)
+    np.testing.assert_allclose(scores @ changes, centred @ effects, atol=1e-10)

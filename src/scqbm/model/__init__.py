@@ -2,7 +2,7 @@
 
 from scqbm.model._decoding import decode, random_cells
 from scqbm.model._prior_mixin import BoltzmannPriorMixin
-from scqbm.model._programs_mixin import match_programs
+from scqbm.model._programs import match_programs
 from scqbm.model._qbmanvi import QBMANVI
 from scqbm.model._qbmvi import QBMVI
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scqbm import _checks
+from scqbm.model._programs import independent_programs
 
 if TYPE_CHECKING:  # what the mixin is mixed into
     from scqbm.model._prior_mixin import BoltzmannPriorMixin as _Model
@@ -21,6 +22,7 @@ else:
     _Model = object
 
 _LEAST_SHARE = 1e-6  # of a cell's counts, added to both sides of a ratio
+_LEAST_RANGE = 1e-6  # of a unit that is the same in all cells
 
 
 class ProgramsMixin(_Model):
@@ -33,18 +35,25 @@ class ProgramsMixin(_Model):
         indices: Sequence[int] | np.ndarray | None = None,
         *,
         units: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+        n_programs: int | None = None,
         n_genes: int | None = 50,
         labels_key: str | None = None,
+        key_added: str | None = None,
         n_cells: int = 500,
         seed: int = 0,
         silent: bool = False,
     ) -> pd.DataFrame:
-        """The genes that each unit of the code turns up or down.
+        """The genes that each unit of the code, or each program of many units, turns up or down.
 
         Each cell is decoded twice: with the unit at 1 and with the unit at 0. The other units are
         a draw from the cell's posterior, and its batch and covariates stay. The effect is the
         mean log2 ratio of the expected expression. A unit of a continuous code changes from one
         standard deviation below its mean over the cells to one above.
+
+        Units differ from one training to the next. Programs of many units (``n_programs``) differ
+        much less: they are the independent components of what all units together do to the genes
+        in the cells. The effect of such a program is the change in log2 expression where a cell's
+        score rises by one standard deviation.
 
         Parameters
         ----------
@@ -55,34 +64,53 @@ class ProgramsMixin(_Model):
         units
             Which units, all by default. A dict from names to lists of units changes the units of
             each list together.
+        n_programs
+            Return so many programs of all units instead, the strongest first; 15 is a good start.
+            There are fewer if the units do fewer different things.
         n_genes
             How many genes to keep of each unit, those of the largest effects; ``None`` keeps all.
         labels_key
             Column of ``obs`` with cell types: adds ``cell_type``, the type with the largest mean
-            of the unit, ``use``, that mean, and ``use_elsewhere``, the mean over all other cells.
+            of the unit or score, ``use``, that mean, and ``use_elsewhere``, the mean over all
+            other cells.
+        key_added
+            With ``n_programs``: key of ``obsm`` under which each cell's scores are stored.
         n_cells
-            At most this many random cells.
+            At most this many random cells are decoded.
         seed
-            Seed of the choice of cells and of the draws.
+            Seed of the choice of cells, of the draws and of the programs.
         silent
             Whether to show no progress bar.
 
         Returns
         -------
-        Tidy table, the largest effects of each unit first: ``source`` (the unit), ``target`` (the
-        gene), ``weight`` (the effect) and ``rank``. decoupler reads it as it is; for gseapy,
+        Tidy table, the largest effects of each unit first: ``source`` (the unit or program),
+        ``target`` (the gene), ``weight`` (the effect) and ``rank``. decoupler reads it as it is; for gseapy,
         ``dict(table.groupby("source")["target"].agg(list))``.
 
         Examples
         --------
         >>> programs = model.get_programs(labels_key="cell_type")
         >>> programs[programs["source"] == "unit_3"].head(10)
+        >>> programs = model.get_programs(n_programs=15, key_added="programs")
+        >>> programs[programs["source"] == "program_0"].head(10)
         """
         _checks.whole("n_cells", n_cells)
         if n_genes is not None:
             _checks.whole("n_genes", n_genes)
         self._check_if_trained(warn=False)
         groups = self._groups(units)
+        if n_programs is not None:
+            _checks.whole("n_programs", n_programs)
+            if units is not None:
+                raise ValueError("`n_programs` makes programs of all units: leave out `units`.")
+            if n_programs > len(groups):
+                raise ValueError(
+                    f"`n_programs` must be at most {len(groups)}, the number of units, not "
+                    f"{n_programs}."
+                )
+        if key_added is not None and n_programs is None:
+            raise ValueError("`key_added` stores scores of programs: it needs `n_programs`.")
         self._need_cells_for("get_programs")
         adata = self._validate_anndata(adata)
         if labels_key is not None:
@@ -96,9 +124,21 @@ class ProgramsMixin(_Model):
             np.random.default_rng(seed).choice(cells, min(n_cells, len(cells)), replace=False)
         )
         codes = self.get_latent_representation(adata, cells)
-        effects = self._effects(adata, some, groups, codes, seed, silent)
+        low, high = self._range_of(codes)
+        effects = self._effects(adata, some, groups, low, high, seed, silent)
+        uses = pd.DataFrame(
+            {name: codes[:, members].mean(1) for name, members in groups.items()}
+        )
+        if n_programs is not None:
+            values = codes / (high - low).clip(min=_LEAST_RANGE)
+            scores, effects = independent_programs(values, effects, n_programs, seed)
+            uses = pd.DataFrame(scores, columns=[f"program_{i}" for i in range(len(effects))])
+        if key_added is not None:
+            every = pd.DataFrame(np.nan, adata.obs_names, uses.columns)
+            every.iloc[cells] = uses
+            adata.obsm[key_added] = every
         parts = []
-        for (name, _), effect in zip(groups.items(), effects, strict=True):
+        for name, effect in zip(uses, effects, strict=True):
             top = np.argsort(-np.abs(effect), kind="stable")[:n_genes]
             parts.append(
                 pd.DataFrame(
@@ -113,7 +153,7 @@ class ProgramsMixin(_Model):
         table = pd.concat(parts, ignore_index=True)
         if labels_key is not None:
             labels = adata.obs[labels_key].to_numpy()[cells]
-            table = table.merge(_use(codes, labels, groups), on="source", how="left")
+            table = table.merge(_use(uses, labels), on="source", how="left")
         return table
 
     def get_couplings(self, n: int | None = 50) -> pd.DataFrame:
@@ -171,20 +211,24 @@ class ProgramsMixin(_Model):
             raise ValueError("`units` names no units.")
         return {name: [int(i) for i in members] for name, members in groups.items()}
 
+    def _range_of(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Between which two values a unit is changed."""
+        if self._prior().rbm().gaussian:
+            return codes.mean(0) - codes.std(0), codes.mean(0) + codes.std(0)
+        return np.zeros(codes.shape[1]), np.ones(codes.shape[1])
+
     def _effects(
         self,
         adata: AnnData,
         cells: np.ndarray,
         groups: dict[str, list[int]],
-        codes: np.ndarray,
+        low: np.ndarray,
+        high: np.ndarray,
         seed: int,
         silent: bool,
     ) -> np.ndarray:
         """Mean log2 ratio of each group (rows) in each gene (columns)."""
-        low, high = np.zeros(codes.shape[1]), np.ones(codes.shape[1])
-        if self._prior().rbm().gaussian:
-            low, high = codes.mean(0) - codes.std(0), codes.mean(0) + codes.std(0)
-        low, high = (torch.as_tensor(x, dtype=torch.float32) for x in (low, high))
+        lowest, highest = (torch.as_tensor(x, dtype=torch.float32) for x in (low, high))
         total = np.zeros((len(groups), adata.n_vars))
         loader = self._make_data_loader(adata=adata, indices=cells, batch_size=256)
         with (
@@ -197,7 +241,7 @@ class ProgramsMixin(_Model):
                 outputs = self.module.inference(**self.module._get_inference_input(tensors))
                 z = outputs[MODULE_KEYS.QZ_KEY].sample()
                 for row, effect in enumerate(
-                    self._contrasts(tensors, outputs, z, list(groups.values()), low, high)
+                    self._contrasts(tensors, outputs, z, list(groups.values()), lowest, highest)
                 ):
                     total[row] += effect
                     bar.update(len(z))
@@ -226,65 +270,21 @@ class ProgramsMixin(_Model):
             yield (logs[0] - logs[1]).sum(0).cpu().numpy()
 
 
-def _use(codes: np.ndarray, labels: np.ndarray, groups: dict[str, list[int]]) -> pd.DataFrame:
-    """Which cell type uses each group of units most."""
+def _use(uses: pd.DataFrame, labels: np.ndarray) -> pd.DataFrame:
+    """Which cell type uses each unit or program most."""
     known = ~pd.isna(labels)
-    codes, labels = codes[known], labels[known].astype(str)
+    labels = labels[known].astype(str)
     names = np.unique(labels)
     if len(names) == 0:
-        return pd.DataFrame({"source": list(groups)}).assign(
+        return pd.DataFrame({"source": list(uses)}).assign(
             cell_type=None, use=np.nan, use_elsewhere=np.nan
         )
     rows = []
-    for name, members in groups.items():
-        of_cell = codes[:, members].mean(1)
+    for name in uses:
+        of_cell = uses[name].to_numpy()[known]
         means = [of_cell[labels == label].mean() for label in names]
         best = names[int(np.argmax(means))]
         others = labels != best
         elsewhere = of_cell[others].mean() if others.any() else np.nan
         rows.append((name, best, max(means), elsewhere))
     return pd.DataFrame(rows, columns=["source", "cell_type", "use", "use_elsewhere"])
-
-
-def match_programs(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """For each program, the most similar one of another model.
-
-    Parameters
-    ----------
-    a, b
-        Tables of :meth:`scqbm.QBMVI.get_programs`, best with ``n_genes=None``.
-
-    Returns
-    -------
-    One row for each program of ``a``: ``source``, ``match`` (of ``b``) and ``similarity``, the
-    absolute correlation of their effects over all genes; a gene that one table lacks counts as 0
-    there. The sign of a unit means nothing: 0 and 1 can change places.
-    """
-    for name, table in (("a", a), ("b", b)):
-        missing = sorted({"source", "target", "weight"} - set(table))
-        if missing:
-            raise ValueError(
-                f"`{name}` must be a table of get_programs, but has no {' and no '.join(missing)}."
-            )
-    weights = [
-        table.pivot_table(index="source", columns="target", values="weight", sort=False)
-        for table in (a, b)
-    ]
-    genes = weights[0].columns.union(weights[1].columns)
-    one, other = (_standardised(w.reindex(columns=genes).fillna(0.0)) for w in weights)
-    similarity = np.abs(one @ other.T)
-    best = similarity.argmax(1)
-    return pd.DataFrame(
-        {
-            "source": weights[0].index,
-            "match": weights[1].index[best],
-            "similarity": similarity.max(1),
-        }
-    )
-
-
-def _standardised(weights: pd.DataFrame) -> np.ndarray:
-    values = weights.to_numpy()
-    values = values - values.mean(1, keepdims=True)
-    norm = np.linalg.norm(values, axis=1, keepdims=True)
-    return values / np.where(norm > 0, norm, 1)
