@@ -85,8 +85,8 @@ class ProgramsMixin(_Model):
         Returns
         -------
         Tidy table, the largest effects of each unit first: ``source`` (the unit or program),
-        ``target`` (the gene), ``weight`` (the effect) and ``rank``. decoupler reads it as it is; for gseapy,
-        ``dict(table.groupby("source")["target"].agg(list))``.
+        ``target`` (the gene), ``weight`` (the effect) and ``rank``. decoupler reads it as it is;
+        for gseapy, ``dict(table.groupby("source")["target"].agg(list))``.
 
         Examples
         --------
@@ -126,9 +126,7 @@ class ProgramsMixin(_Model):
         codes = self.get_latent_representation(adata, cells)
         low, high = self._range_of(codes)
         effects = self._effects(adata, some, groups, low, high, seed, silent)
-        uses = pd.DataFrame(
-            {name: codes[:, members].mean(1) for name, members in groups.items()}
-        )
+        uses = pd.DataFrame({name: codes[:, members].mean(1) for name, members in groups.items()})
         if n_programs is not None:
             values = codes / (high - low).clip(min=_LEAST_RANGE)
             scores, effects = independent_programs(values, effects, n_programs, seed)
