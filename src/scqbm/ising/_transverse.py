@@ -18,7 +18,6 @@ from torch.nn.functional import softplus
 from torch.special import i1e
 
 _FLAT = 1e-3  # a smaller field is taken as this: the density changes by less than this
-_AT_ONCE = 4  # proposals for each draw; more are made where all are rejected
 
 
 def log_sum(x: Tensor, gamma: Tensor | None = None) -> Tensor:
@@ -55,29 +54,32 @@ def draw(
     h = u.lt(up).to(x.dtype)
     inside = ((u >= up) & (u < total.sub_(down))).flatten().nonzero().squeeze(1)
     if len(inside) > 0:
-        f = x.flatten()[inside].div_(2)
-        m = _between(f, gamma.expand_as(x).flatten()[inside], generator)
+        m = _between(x.flatten()[inside].div_(2), inside % len(gamma), gamma, generator)
         h.view(-1)[inside] = m.add_(1).div_(2)
     return h if out is None else out.copy_(h)
 
 
-def _between(f: Tensor, gamma: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draws of ``m`` inside (-1, 1) by rejection, with ``exp(f m)`` as the proposal."""
-    n = len(f)
+def _between(f: Tensor, unit: Tensor, gamma: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draws of ``m`` inside (-1, 1) for units with these fields along z, by rejection.
+
+    Proposals follow ``exp(f m)``. The rest of the density is largest at ``m = 0`` and least at the
+    ends: a proposal that would be taken there needs no Bessel function.
+    """
+    u, test = f.new_empty(2, len(f)).uniform_(generator=generator)
     steep = f.abs().clamp_(min=_FLAT)
-    u = torch.empty(2, _AT_ONCE, n, dtype=f.dtype, device=f.device).uniform_(generator=generator)
     # 1 + log(u + (1 - u) exp(-2 |f|)) / |f|, towards the sign of f
-    least = steep.mul(-2).exp_()
-    m = torch.lerp(least.expand_as(u[0]), torch.ones_like(u[0]), u[0]).log_().div_(steep).add_(1)
+    m = steep.mul(-2).exp_().lerp_(torch.ones_like(u), u).log_().div_(steep).add_(1)
     m.clamp_(min=-1).mul_(torch.where(f < 0, -1.0, 1.0))
-    z = (1 - m.square()).clamp_(min=0).sqrt_().mul_(gamma)
-    taken = u[1] * _bessel(gamma) < _bessel(z) * z.sub(gamma).exp_()
-    first = taken.to(torch.uint8).argmax(0)
-    out = m.gather(0, first.unsqueeze(0)).squeeze(0)
-    left = (~taken.any(0)).nonzero().squeeze(1)
-    if len(left) > 0:
-        out[left] = _between(f[left], gamma[left], generator)
-    return out
+    most = _bessel(gamma)
+    doubtful = (test >= (gamma.neg().exp() / 2 / most)[unit]).nonzero().squeeze(1)
+    if len(doubtful) > 0:
+        its = unit[doubtful]
+        z = (1 - m[doubtful].square()).clamp_(min=0).sqrt_().mul_(gamma[its])
+        density = _bessel(z) * z.sub_(gamma[its]).exp_()
+        left = doubtful[test[doubtful] * most[its] >= density]
+        if len(left) > 0:
+            m[left] = _between(f[left], unit[left], gamma, generator)
+    return m
 
 
 def _bessel(z: Tensor) -> Tensor:
