@@ -251,10 +251,12 @@ def pictures(its_cells, epochs, seed):
     model = fit(adata, its_cells.dataset.batch, split, epochs, seed)
     landscape = model.get_landscape(labels_key=label, seed=seed)
     adata.obsm["X_qbmvi"] = model.get_latent_representation()
+    model.get_programs(n_programs=15, key_added="programs", silent=True)
     for name, ax in {
         "landscape": pl.landscape(landscape, color="label"),
         "merge_tree": pl.merge_tree(landscape, label="label"),
         "units": pl.units(adata, label),
+        "programs": pl.units(adata, label, code_key="programs"),
         "couplings": pl.couplings(model),
         "new_cells": pl.new_cells(adata, model.sample_cells(1000, seed=seed)),
     }.items():

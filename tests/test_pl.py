@@ -377,6 +377,27 @@ def test_bad_columns_of_a_landscape(with_landscape, plot, given, says):
         plot(adata)
 
 
+def test_plot_of_programs_by_type():
+    """Their names stand below, and scores have both signs."""
+    adata = AnnData(np.ones((6, 1), np.float32))
+    adata.obs["type"] = list("aabbcc")
+    scores = pd.DataFrame(
+        {"program_0": [2.0, 2, -1, -1, -1, -1], "program_1": [0, 0, 1, 1, -1, -1]}
+    )
+    adata.obsm["programs"] = scores.set_axis(adata.obs_names)
+    ax = pl.units(adata, "type", code_key="programs")
+    names = [label.get_text() for label in ax.get_xticklabels()]
+    assert set(names) == {"program_0", "program_1"}
+    image = ax.images[0]
+    types = [label.get_text() for label in ax.get_yticklabels()]
+    shown = pd.DataFrame(image.get_array(), types, names)
+    assert shown.loc["a", "program_0"] == 2
+    assert shown.loc["c", "program_1"] == -1
+    assert image.get_clim() == (-2, 2)
+    assert ax.get_title() == "Programs by type"
+    assert ax.figure.axes[1].get_ylabel() == "mean score"
+
+
 def test_bad_keys_of_units(with_landscape):
     adata, _, _ = with_landscape
     for given, says in (

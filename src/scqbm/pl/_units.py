@@ -22,7 +22,7 @@ def units(
     n_units: int | None = 40,
     ax: Axes | None = None,
 ) -> Axes:
-    """Plot the mean of each unit of the code in each group of cells.
+    """Plot the mean of each unit of the code, or program, in each group of cells.
 
     Parameters
     ----------
@@ -32,7 +32,8 @@ def units(
         Column of ``adata.obs`` with the groups, such as cell types.
     code_key
         Key of ``adata.obsm`` with the codes, from
-        :meth:`scqbm.QBMVI.get_latent_representation`.
+        :meth:`scqbm.QBMVI.get_latent_representation`, or with scores of programs, from
+        :meth:`scqbm.QBMVI.get_programs`.
     n_units
         How many units to show, those that differ most between the groups; ``None`` shows all.
     ax
@@ -46,6 +47,8 @@ def units(
     --------
     >>> adata.obsm["X_qbmvi"] = model.get_latent_representation()
     >>> scqbm.pl.units(adata, "cell_type")
+    >>> model.get_programs(n_programs=15, key_added="programs")
+    >>> scqbm.pl.units(adata, "cell_type", code_key="programs")
     """
     column(adata, "group_key", group_key)
     if code_key not in adata.obsm:
@@ -54,7 +57,9 @@ def units(
         )
     if n_units is not None:
         whole("n_units", n_units)
-    codes = pd.DataFrame(np.asarray(adata.obsm[code_key]))
+    codes = adata.obsm[code_key]
+    named = isinstance(codes, pd.DataFrame)
+    codes = codes if named else pd.DataFrame(np.asarray(codes))
     means = codes.groupby(adata.obs[group_key].to_numpy(), observed=True).mean()
     chosen = means.var(0).sort_values(ascending=False, kind="stable").index[:n_units]
     means = means[chosen]
@@ -68,10 +73,11 @@ def units(
     image = ax.imshow(
         means, aspect="auto", cmap="viridis" if bits else "PuOr", vmin=low, vmax=high
     )
-    ax.figure.colorbar(image, ax=ax, label="mean of the unit", shrink=0.8)
+    ax.figure.colorbar(image, ax=ax, label="mean score" if named else "mean of the unit", shrink=0.8)
     ax.set_xticks(range(means.shape[1]), means.columns, rotation=90, fontsize=7)
     ax.set_yticks(range(len(means)), means.index)
-    ax.set(xlabel="unit of the code", title=f"Units by {group_key}")
+    what = "Programs" if named else "Units"
+    ax.set(xlabel="" if named else "unit of the code", title=f"{what} by {group_key}")
     return ax
 
 
