@@ -1,5 +1,6 @@
 """Plots: what is drawn, and where."""
 
+import inspect
 import subprocess
 import sys
 
@@ -40,6 +41,30 @@ def draw(plot, ax, *args, **kwargs):
 
 
 each_ax = pytest.mark.parametrize("make_ax", [lambda: None, lambda: plt.figure().add_subplot()])
+
+
+@pytest.mark.parametrize("name", pl.__all__)
+def test_every_plot_has_scanpys_arguments(name):
+    function = getattr(pl, name)
+    signature = inspect.signature(function)
+    assert list(signature.parameters)[-3:] == ["show", "save", "return_fig"]
+    described = inspect.getdoc(function)
+    for argument in signature.parameters:
+        assert described.count(f"\n{argument}\n    ") == 1
+    assert described.index("return_fig") < described.index("Returns\n-------")
+
+
+def test_showing_saving_and_the_figure(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf()))
+    adata = AnnData(np.ones((4, 1), np.float32), obs={"type": list("aabb")})
+    adata.obsm["X_qbmvi"] = np.arange(8.0).reshape(4, 2)
+    ax = pl.units(adata, "type")
+    assert not shown
+    figure = pl.units(adata, "type", show=True, save=tmp_path / "units.png", return_fig=True)
+    assert isinstance(figure, plt.Figure) and shown == [figure] and figure is not ax.figure
+    assert plt.imread(tmp_path / "units.png").std() > 0
+    assert pl.units(adata, "type", ax=ax, return_fig=True) is ax.figure
 
 
 # -- integration ---------------------------------------------------------------------------------

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scqbm.pl._axes import new_axes
+from scqbm.pl._axes import new_axes, plot
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
 
+@plot
 def assessment(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Plot the error of samplers against their cost.
 

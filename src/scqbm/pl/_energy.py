@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scqbm._checks import column
-from scqbm.pl._axes import new_axes
+from scqbm.pl._axes import new_axes, plot
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
 
+@plot
 def energy_by_group(
     adata: AnnData, group_key: str, energy_key: str = "prior_energy", ax: Axes | None = None
 ) -> Axes:

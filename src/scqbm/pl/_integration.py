@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scqbm.pl._axes import new_axes
+from scqbm.pl._axes import new_axes, plot
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 GROUPS = {"bio": "Bio conservation", "batch": "Batch correction", "aggregate": "Aggregate score"}
 
 
+@plot
 def integration(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Plot scores of integration: metrics as circles, averages as bars, the best method on top.
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scqbm.pl._axes import new_axes
+from scqbm.pl._axes import new_axes, plot
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
 
+@plot
 def landscape(landscape: AnnData, color: str | None = None, ax: Axes | None = None) -> Axes:
     """Plot the basins of a prior as a graph.
 
@@ -87,6 +88,7 @@ def landscape(landscape: AnnData, color: str | None = None, ax: Axes | None = No
     return ax
 
 
+@plot
 def merge_tree(landscape: AnnData, label: str | None = None, ax: Axes | None = None) -> Axes:
     """Plot in which order, and at which energy, the basins of a prior merge.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from scqbm.pl._axes import new_axes
+from scqbm.pl._axes import new_axes, plot
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _NEW = "#D55E00"
 
 
+@plot
 def new_cells(
     real: AnnData, new: AnnData, ax: Axes | None = None, max_cells: int = 5000, seed: int = 0
 ) -> Axes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from scqbm.pl._axes import new_axes
+from scqbm.pl._axes import new_axes, plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,6 +14,7 @@ STYLES = {"train": ":", "validation": "-"}
 LABELS = {"elbo": "-ELBO, nats per cell"}
 
 
+@plot
 def training(
     models: Any, metric: str = "elbo", n_skipped: int | None = None, ax: Axes | None = None
 ) -> Axes:

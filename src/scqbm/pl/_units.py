@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 
 from scqbm._checks import column, whole
-from scqbm.pl._axes import new_axes
+from scqbm.pl._axes import new_axes, plot
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
 
+@plot
 def units(
     adata: AnnData,
     group_key: str,
@@ -73,7 +74,9 @@ def units(
     image = ax.imshow(
         means, aspect="auto", cmap="viridis" if bits else "PuOr", vmin=low, vmax=high
     )
-    ax.figure.colorbar(image, ax=ax, label="mean score" if named else "mean of the unit", shrink=0.8)
+    ax.figure.colorbar(
+        image, ax=ax, label="mean score" if named else "mean of the unit", shrink=0.8
+    )
     ax.set_xticks(range(means.shape[1]), means.columns, rotation=90, fontsize=7)
     ax.set_yticks(range(len(means)), means.index)
     what = "Programs" if named else "Units"
@@ -81,6 +84,7 @@ def units(
     return ax
 
 
+@plot
 def couplings(model, units: list[int] | None = None, ax: Axes | None = None) -> Axes:
     """Plot the couplings between the two layers of a model's prior, similar units side by side.
 
