@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from helpers import assert_one_sentence
-from scvi.dataloaders import AnnDataLoader, DataSplitter
+from scvi.dataloaders import AnnDataLoader, DataSplitter, SemiSupervisedDataSplitter
 from small_models import bits_or_normal, data, each_family
 
-from scqbm import QBMVI
+from scqbm import QBMANVI, QBMVI
 from scqbm.module import QBVAE, Defaults
 
 
@@ -180,3 +180,28 @@ def test_datamodules_that_tell_too_little(name):
     with pytest.raises(ValueError, match=f"it has no {name}") as caught:
         QBMVI(n_latent=5).train(1, datamodule=datamodule)
     assert_one_sentence(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Model was initialized without")
+@pytest.mark.parametrize("splits", [DataSplitter, SemiSupervisedDataSplitter])
+def test_labels_without_an_anndata(splits):
+    """As with SCANVI: minibatches alone, or with some of the labelled cells beside each."""
+    adata = data(batch_size=40)
+    hidden = np.arange(80) % 5 == 0
+    adata.obs["labels"] = np.where(hidden, "unknown", adata.obs["labels"].astype(str))
+    QBMANVI.setup_anndata(adata, "labels", "unknown", batch_key="batch")
+    manager = QBMANVI._get_most_recent_anndata_manager(adata)
+    datamodule = splits(manager)
+    datamodule.registry = {**manager.registry, "setup_method_name": "setup_datamodule"}
+    datamodule.n_vars, datamodule.n_batch, datamodule.n_labels = adata.n_vars, 2, 4
+    datamodule.batch_labels = datamodule.label_keys = datamodule.n_samples = None
+    datamodule.labels_ = adata.obs["labels"].to_numpy()
+    model = QBMANVI(registry=datamodule.registry, datamodule=datamodule, n_latent=6, n_hidden=16)
+    model.train(2, datamodule=datamodule, accelerator="cpu", enable_progress_bar=False)
+    loader = AnnDataLoader(manager, batch_size=30)
+    types = sorted(set(adata.obs["labels"]) - {"unknown"})
+    soft = model.predict(dataloader=loader, soft=True)
+    assert soft.shape == (80, len(types)) and sorted(soft.columns) == types
+    np.testing.assert_allclose(soft.sum(axis=1), 1, rtol=1e-5)
+    assert (model.predict(dataloader=loader) == soft.columns[soft.to_numpy().argmax(1)]).all()
+    assert np.isfinite(model.get_prior_energy(dataloader=loader)).all()

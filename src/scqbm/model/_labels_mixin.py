@@ -46,8 +46,8 @@ class LabelsMixin(_Labelled):
         """The label of each cell, or the probability of each label.
 
         These are of ``q(y | x)``, a softmax that is linear in the cell's mean code and fitted to
-        the known labels. What the prior says, ``p(y | z)``, is the softmax of minus
-        :meth:`get_label_energies`.
+        the known labels: after training, or during it if the cells came from a datamodule. What
+        the prior says, ``p(y | z)``, is the softmax of minus :meth:`get_label_energies`.
 
         Parameters
         ----------
