@@ -1,6 +1,6 @@
-"""What the prior tells: basins, cells on request, novelty, doublets and gene programs.
+"""What the prior tells: basins, cells on request, novelty, doublets, order and gene programs.
 
-python benchmarks/landscape.py [--parts basins requests novelty programs] [--seeds 0 1 2]
+python benchmarks/landscape.py [--parts basins requests programs novelty order] [--seeds 0 1 2]
                                [--cells 3000] [--epochs N] [--quick] [--pictures]
 
 Appends tidy rows to results/landscape.csv and writes docs/results_landscape.md from it. Rows that
@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import scvi
 from scipy.spatial.distance import pdist, squareform
-from scipy.stats import spearmanr
+from scipy.stats import kendalltau, spearmanr
 
 sys.path.insert(1, str(Path(__file__).parent / "cells"))
 from datasets import DATASETS, Dataset, cells
@@ -41,6 +41,7 @@ WHERE = {  # datasets of each part
     "requests": ["simulated", "kang-donor", "pancreas"],
     "programs": ["kang-donor", "pancreas", "kang-stimulated"],
     "novelty": ["kang-donor", "pancreas"],
+    "order": ["paul15", "simulated-tree"],
 }
 LEFT_OUT = 4  # cell types, one after the other
 INTERFERON = {"ISG15", "IFI6", "IFIT1", "IFIT2", "IFIT3", "MX1"}
@@ -221,6 +222,25 @@ def novelty(its_cells, epochs, seed):
     return found
 
 
+def order(model, its_cells, seed):
+    """Whether a score of cells rises along the known order, beside the number of genes seen."""
+    adata, dataset = its_cells.adata, its_cells.dataset
+    scores = scores_of_cells(model, adata, its_cells.train, seed)
+    # less differentiated cells express more genes (Gulati 2020)
+    scores["few genes"] = -np.asarray((adata.X > 0).sum(1)).ravel()
+    known = adata.obs[dataset.order].to_numpy(float)
+    branch = adata.obs[dataset.branch].astype(str).to_numpy()
+    found = {}
+    for name, score in scores.items():
+        taus = []
+        for one in pd.unique(branch):
+            here = (branch == one) & ~np.isnan(known)
+            if len(set(known[here])) > 1:
+                taus.append(kendalltau(score[here], known[here]).statistic)
+        found[f"Kendall of {name}, within branches"] = np.mean(taus)
+    return found
+
+
 def _with_doublets(adata, batch_key, seed):
     """The cells, and half as many sums of two of one batch, thinned to the depth of one cell."""
     rng = np.random.default_rng(seed)
@@ -335,7 +355,8 @@ def main():
                     (kept / name).mkdir(parents=True, exist_ok=True)
                     found = programs(model, its_cells, seed, kept / name)
                 else:
-                    found = {"basins": basins, "requests": requests}[part](model, its_cells, seed)
+                    its = {"basins": basins, "requests": requests, "order": order}[part]
+                    found = its(model, its_cells, seed)
                 new = pd.DataFrame(
                     {
                         "part": part,
