@@ -133,7 +133,7 @@ class ProgramsMixin(_Model):
             uses = pd.DataFrame(scores, columns=[f"program_{i}" for i in range(len(effects))])
         if key_added is not None:
             every = pd.DataFrame(np.nan, adata.obs_names, uses.columns)
-            every.iloc[cells] = uses
+            every.iloc[cells] = uses.to_numpy()
             adata.obsm[key_added] = every
         parts = []
         for name, effect in zip(uses, effects, strict=True):
