@@ -286,7 +286,9 @@ def pictures(its_cells, epochs, seed):
 def page(rows):
     """One table a part: means over seeds with their range."""
     versions = rows["versions"].iloc[-1]
-    texts = [f"Means over seeds, and the smallest and largest of them. {versions}."]
+    # all pairs of seeds in one line
+    rows = rows.assign(metric=rows["metric"].str.replace(r"seed \d+$", "another seed", regex=True))
+    texts = [f"Means over seeds (or pairs of them), and the smallest and largest of them. {versions}."]
     single = rows["metric"].str.contains(r"\((?!mean)[^)]*\)$")  # of one cell type
     for part, some in rows[~single | (rows["part"] == "novelty")].groupby("part", sort=False):
         table = []
