@@ -288,7 +288,9 @@ def page(rows):
     versions = rows["versions"].iloc[-1]
     # all pairs of seeds in one line
     rows = rows.assign(metric=rows["metric"].str.replace(r"seed \d+$", "another seed", regex=True))
-    texts = [f"Means over seeds (or pairs of them), and the smallest and largest of them. {versions}."]
+    texts = [
+        f"Means over seeds (or pairs of them), and the smallest and largest of them. {versions}."
+    ]
     single = rows["metric"].str.contains(r"\((?!mean)[^)]*\)$")  # of one cell type
     for part, some in rows[~single | (rows["part"] == "novelty")].groupby("part", sort=False):
         table = []
