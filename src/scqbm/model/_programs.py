@@ -43,6 +43,8 @@ def independent_programs(
     # principal components of `some @ effects`, without that matrix of cells x genes
     _, sizes, genes = np.linalg.svd(np.linalg.qr(some, mode="r") @ effects, full_matrices=False)
     n = min(n, int((sizes > _LEAST_SIZE * sizes[0]).sum()))
+    if n == 0:
+        raise ValueError("There are no programs: all cells have the same code.")
     sizes, genes = sizes[:n] / np.sqrt(len(some)), genes[:n]
     whiten = effects @ genes.T / sizes
     scores, changes = values @ whiten, sizes[:, None] * genes
