@@ -13,6 +13,7 @@ from scqbm.ising import all_states
 from scqbm.module import BitPosterior
 from scqbm.prior import RBMPrior, TransverseFieldPrior
 from scqbm.samplers import DimodSampler, ExactSampler, GibbsSampler, SamplerError
+from scqbm.samplers.cim import CIMSampler
 
 CODES = {
     "bits": {"n_latent": 6, "n_prior_hidden": 4},
@@ -170,6 +171,15 @@ def test_a_fixed_field():
     assert torch.allclose(model.module.prior.gamma, torch.full((4,), 0.7))
 
 
+def test_an_ocean_sampler_trains_it():
+    model = make()
+    before = [p.detach().clone() for p in model.module.prior.parameters()]
+    model.train(2, sampler=DimodSampler.simulated_annealing(20), **QUIET)
+    for old, new in zip(before, model.module.prior.parameters(), strict=True):
+        assert not torch.equal(old, new)
+    assert np.isfinite(model.history["elbo_train"].to_numpy(float)).all()
+
+
 def test_wrong_input():
     adata = cells()
     QBMVI.setup_anndata(adata, batch_key="batch")
@@ -183,8 +193,8 @@ def test_wrong_input():
             QBMVI(adata, **{"prior": "quantum", **wrong})
         assert_one_sentence(caught.value)
     assert QBMVI(adata, prior="quantum").module.prior.rbm().n_hidden == 64
-    with pytest.raises(SamplerError, match="DimodSampler cannot draw from hidden units") as failed:
-        make().train(1, sampler=DimodSampler.simulated_annealing(), **QUIET)
+    with pytest.raises(SamplerError, match="CIMSampler cannot draw from hidden units") as failed:
+        make().train(1, sampler=CIMSampler(), **QUIET)
     assert "The model keeps its training" in str(failed.value)
     adata.obs["label"] = ["a", "b"] * 100
     with pytest.warns(UserWarning, match="all cells count as labelled"):

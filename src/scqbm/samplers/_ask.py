@@ -59,7 +59,7 @@ def ask(
     if rbm.gamma is not None and not getattr(sampler, "transverse", False):
         raise SamplerError(
             f"`sampler` {name} cannot draw from hidden units in a transverse field: use "
-            "GibbsSampler, TemperingSampler or ExactSampler."
+            "GibbsSampler, TemperingSampler, ExactSampler or DimodSampler."
         )
     problem = cause = None
     try:

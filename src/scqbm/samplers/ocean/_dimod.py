@@ -12,7 +12,7 @@ from scqbm._checks import not_negative, positive, whole
 from scqbm.ising import RBM, spins_to_bits
 from scqbm.samplers._base import Draws, Sampler, State
 from scqbm.samplers.ocean._cloud import tokens
-from scqbm.samplers.ocean._problem import IsingProblem, coupled_pairs
+from scqbm.samplers.ocean._rings import spins_of
 
 if TYPE_CHECKING:
     import dimod
@@ -23,7 +23,8 @@ class DimodSampler(Sampler):
 
     The sampler receives the prior as an Ising model and returns reads. Bits become spins. A
     Gaussian layer is first integrated out, which leaves a dense Ising model of the hidden bits,
-    and is drawn afterwards given these bits.
+    and is drawn afterwards given these bits. A hidden unit in a transverse field becomes a ring of
+    2 to 64 spins, which is a path in imaginary time (Suzuki and Trotter).
 
     The reads are taken as draws at temperature 1. This is right only if the Ocean sampler draws
     from the Boltzmann distribution. With its default settings, simulated annealing searches for
@@ -43,6 +44,8 @@ class DimodSampler(Sampler):
     **parameters
         Passed to ``sampler.sample`` at each query, for example ``annealing_time``.
     """
+
+    transverse = True
 
     def __init__(self, sampler: dimod.Sampler, beta: float = 1.0, **parameters):
         if not callable(getattr(sampler, "sample", None)):
@@ -124,10 +127,10 @@ class DimodSampler(Sampler):
 
         began = time.perf_counter()
         like = {"dtype": rbm.W.dtype, "device": rbm.W.device}
-        problem = IsingProblem(rbm, coupled_pairs(rbm))
+        spins = spins_of(rbm)
         bqm = dimod.BQM.from_numpy_vectors(
-            problem.fields / self.beta,
-            (*problem.edges.T, problem.couplings / self.beta),
+            spins.fields / self.beta,
+            (*spins.edges.T, spins.couplings / self.beta),
             0.0,
             "SPIN",
         )
@@ -137,9 +140,9 @@ class DimodSampler(Sampler):
             seed = torch.randint(2**31, (), generator=generator, device=rbm.W.device)
             parameters["seed"] = int(seed)
         answer = self.sampler.sample(bqm, **parameters)
-        order = [answer.variables.index(i) for i in range(problem.n)]
+        order = [answer.variables.index(i) for i in range(len(spins.unit))]
         reads = np.repeat(answer.record.sample[:, order], answer.record.num_occurrences, axis=0)
-        bits = spins_to_bits(torch.from_numpy(reads.astype(np.float64))).to(**like)
+        bits = spins_to_bits(torch.from_numpy(spins.of_units(reads))).to(**like)
         if rbm.gaussian:
             visible, hidden = rbm.draw_visible(bits, generator), bits
         else:
