@@ -97,6 +97,19 @@ def sampler_training() -> str:
     return f"{markdown(rows)}\n\nMean over {len(wide)} seeds, and its standard error."
 
 
+def transverse() -> str:
+    """Error of the first moments of each sampler at each transverse field."""
+    table = pd.read_csv(RESULTS / "transverse.csv")
+    rows = []
+    for name, some in table.groupby("sampler", sort=False):
+        row = {"sampler": name}
+        rows.append(row | {f"field {r.field:g}": f"{r.error_1:.3f}" for r in some.itertuples()})
+    floor = table.groupby("field")["floor_1"].mean()
+    row = {"sampler": "as many independent draws"}
+    rows.append(row | {f"field {field:g}": f"{error:.3f}" for field, error in floor.items()})
+    return markdown(rows)
+
+
 def speed() -> str:
     """Ratio of the time per epoch, with the range of the pairs; one column for each data set."""
     table = pd.read_csv(RESULTS / "speed.csv")
@@ -226,6 +239,7 @@ def main() -> None:
         "samplers_speed": sampler_speed,
         "qpu_overhead": qpu_overhead,
         "sampler_training": sampler_training,
+        "transverse": transverse,
     }.items():
         if (RESULTS / f"{SOURCES.get(name, name)}.csv").exists():
             (DOCS / f"results_{name}.md").write_text(text() + "\n")

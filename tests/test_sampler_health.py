@@ -5,7 +5,7 @@ import warnings
 import pytest
 import scvi
 import torch
-from helpers import Constant, Hot, glass, seeded
+from helpers import Constant, Hot, glass, random_rbm, seeded
 from scvi.data import synthetic_iid
 
 from scqbm import QBMVI
@@ -70,3 +70,17 @@ def test_effective_beta_is_the_temperature_of_the_draws():
     gaussian = RBM(torch.zeros(4), torch.zeros(6), torch.randn(4, 6, generator=seeded(0)), True)
     draws = ExactSampler().sample(gaussian, 5000, None, seeded(0))
     assert effective_beta(gaussian, draws.visible, draws.hidden) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("beta", [1.0, 0.7])
+def test_effective_beta_of_a_quantum_prior(gaussian, beta):
+    rbm = random_rbm(4, 3, gaussian, dtype=torch.float64)
+    gamma = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    asked = RBM(rbm.a, rbm.b, rbm.W, gaussian, gamma)
+    drawn_from = RBM(beta * rbm.a, beta * rbm.b, beta * rbm.W, gaussian, beta * gamma)
+    draws = GibbsSampler(n_sweeps=20).sample(drawn_from, 20_000, None, seeded(0))
+    assert effective_beta(asked, draws.visible, draws.hidden) == pytest.approx(beta, abs=0.03)
+    weights = torch.ones(20_000, dtype=torch.float64)
+    weighted = effective_beta(asked, draws.visible, draws.hidden, weights)
+    assert weighted == pytest.approx(effective_beta(asked, draws.visible, draws.hidden))

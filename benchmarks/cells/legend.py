@@ -25,6 +25,8 @@ METHOD_MEANINGS = {
     "dropouts and the schedule of learning rates",
     "LDVAE": "scVI with a linear decoder",
     "SysVI": "SysVI of scvi-tools, with its VampPrior",
+    "DRVI": "DRVI (drvi-py 0.2.8) at its default learning rate",
+    "CONCORD": "CONCORD (concord-sc 1.0.13) with 50 epochs, each code scaled to length 1",
     "paper": "the published recipe of the QBM-VAE paper, in our implementation",
 }
 

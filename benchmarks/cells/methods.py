@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import outside
 import recipe
 import scvi
 import torch
@@ -103,6 +104,15 @@ def fit_recipe(cells, epochs, rate):
     return Fitted(embedding, plan={"lr": recipe.RATE, "prior_lr": recipe.PRIOR_RATE})
 
 
+def fit_drvi(cells, epochs, rate):
+    return Fitted(outside.drvi_embedding(cells, epochs, rate), plan={"lr": rate})
+
+
+def fit_concord(cells, epochs, rate):
+    plan = {"n_epochs": outside.CONCORD_EPOCHS}
+    return Fitted(outside.concord_embedding(cells), plan=plan)
+
+
 def uncouple(model):
     """Hold the couplings at zero: bits that are independent under the prior, with free biases."""
     coupling = model.module.prior.coupling
@@ -156,6 +166,8 @@ RIVALS = {
     "SCVI-30x2": Method(scvi_like(SCVI, n_latent=30, n_layers=2), RATES),
     "LDVAE": Method(scvi_like(LDVAE, n_latent=10), RATES),
     "SysVI": Method(fit_sysvi, RATES, needs_batch=True),
+    "DRVI": Method(fit_drvi, (1e-3,)),  # its default; an epoch takes many times scVI's
+    "CONCORD": Method(fit_concord, needs_batch=True),
     "paper": Method(fit_recipe),
 }
 OURS = {

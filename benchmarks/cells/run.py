@@ -307,7 +307,10 @@ def main():
             print(f"{name} is left out: {error}", flush=True)
             continue
         for key, tasks in todo:
-            one(key, tasks, its_cells, args.epochs or epochs(its_cells.adata.n_obs), out)
+            try:
+                one(key, tasks, its_cells, args.epochs or epochs(its_cells.adata.n_obs), out)
+            except ImportError as error:  # rivals of other packages
+                print(f"{key['method']} is left out: {error}", flush=True)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ def effective_beta(
     """Inverse temperature at which draws look drawn from ``rbm``: 1 where they are.
 
     Maximum pseudolikelihood: the factor on the log-odds of each bit given all others under which
-    the bits as drawn are likeliest. A Gaussian layer is integrated out first.
+    the bits as drawn are likeliest. A Gaussian layer is integrated out first; if the hidden units
+    are in a transverse field, it is the factor on the means of the Gaussian units instead.
 
     Parameters
     ----------
@@ -49,7 +50,13 @@ def effective_beta(
     weights
         Weights of the draws, if not equal.
     """
-    if rbm.gaussian and rbm.gamma is None:
+    if rbm.gaussian and rbm.gamma is not None:  # the factor on the means of the Gaussian units
+        mean, share = rbm.visible_field(hidden), 1.0
+        if weights is not None:
+            share = weights.unsqueeze(-1) * (len(weights) / weights.sum())
+        along, square = (share * visible * mean).sum(), (share * mean.square()).sum()
+        return float((along + _STIFFNESS) / (square + _STIFFNESS))
+    if rbm.gaussian:
         fields, upper, _ = rbm.hidden_ising()
         odds = -2 * (fields + bits_to_spins(hidden) @ (upper + upper.T))
         drawn = hidden
