@@ -23,6 +23,8 @@ METHOD_MEANINGS = {
     "QBMVI-28-annealer": "28 bits, simulated annealing as the sampler",
     "SCVI-30+": "scVI with 30 latents and all that QBMVI has besides its prior: batch mixing, "
     "dropouts and the schedule of learning rates",
+    "SCVI-30-mixture": "the same as SCVI-30, but new cells are drawn from a Gaussian mixture that "
+    "was fitted to the codes after training",
     "LDVAE": "scVI with a linear decoder",
     "SysVI": "SysVI of scvi-tools, with its VampPrior",
     "DRVI": "DRVI (drvi-py 0.2.8) at its default learning rate",

@@ -14,6 +14,7 @@ import torch
 from anndata import AnnData
 from datasets import Cells
 from mixed import MixedSCVI
+from mixture import MixtureSCVI
 
 from scqbm import QBMVI, samplers
 
@@ -162,6 +163,7 @@ RIVALS = {
     "SCVI-10": Method(scvi_like(SCVI, n_latent=10), RATES),
     "SCVI-30": Method(scvi_like(SCVI, n_latent=30), RATES),
     "SCVI-30+": Method(scvi_like(MixedSCVI, n_latent=30), RATES),
+    "SCVI-30-mixture": Method(scvi_like(MixtureSCVI, n_latent=30), RATES),
     "SCVI-10x2": Method(scvi_like(SCVI, n_latent=10, n_layers=2), RATES),
     "SCVI-30x2": Method(scvi_like(SCVI, n_latent=30, n_layers=2), RATES),
     "LDVAE": Method(scvi_like(LDVAE, n_latent=10), RATES),

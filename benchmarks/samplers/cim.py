@@ -6,6 +6,7 @@ Root mean square errors of the second moments of a query of 1,000 draws, bits as
 enumeration; means over two random machines. Writes results/cim.csv and prints it as Markdown.
 """
 
+import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -66,6 +67,9 @@ def machine(J, gaussian, seed, n=12):
 
 
 def main():
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     rows = []
     for label, (J, gaussian, seeds) in MACHINES.items():
         for seed in seeds:

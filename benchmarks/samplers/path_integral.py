@@ -7,6 +7,7 @@ of standard deviation 1. Root mean square errors of first and second moments of 
 reads, against enumeration, beside those of as many exact draws.
 """
 
+import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -37,6 +38,9 @@ def errors(sampler, bias, seed):
 
 
 def main():
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     rows = []
     for bias in (0.0, 1.0):
         for name, make in SAMPLERS.items():

@@ -10,6 +10,7 @@ QPUSampler's figure includes. Medians of processor time on one thread, which a b
 changes little. Writes results/qpu_overhead.csv anew.
 """
 
+import argparse
 import importlib.metadata
 import platform
 import statistics
@@ -158,6 +159,9 @@ def measure(n, graph):
 
 
 def main():
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     torch.set_num_threads(1)
     graph = dwave.graphs.zephyr_graph(15)
     graph.remove_nodes_from(np.random.default_rng(0).choice(list(graph), 75, replace=False))

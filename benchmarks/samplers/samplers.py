@@ -7,6 +7,7 @@ Rivals run in turn (A B A B ...) and medians count; speed is processor time on o
 a busy machine shows less. Writes results/samplers_speed.csv and results/samplers.csv anew.
 """
 
+import argparse
 import importlib.metadata
 import itertools
 import platform
@@ -238,6 +239,9 @@ def version(package):
 
 
 def main():
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     torch.set_num_threads(1)
     versions = {package: version(package) for package in PACKAGES}
     versions["python"] = platform.python_version()
