@@ -308,6 +308,9 @@ def worth(rows: pd.DataFrame) -> str:
         line = {"": f"{method}: {METHOD_MEANINGS[method]}"}
         for name, question in questions.items():
             wide = by_seed(both, question, cells) * question.sign
+            if method not in wide:  # this score does not apply, or was not asked for
+                line[name] = ""
+                continue
             change = (wide[method] - wide[OUR_DEFAULT]).groupby("dataset").mean().mean()
             line[name] = f"{change:+.{question.digits}f}"
         line["seeds"] = its["seed"].nunique()
