@@ -146,23 +146,31 @@ def of_cells(its_cells, epochs, seed):
     return found
 
 
+def _mean(values):
+    """Mean, and range."""
+    text = f"{values.mean():.4g}"
+    return text if len(values) == 1 else f"{text} ({values.min():.4g} to {values.max():.4g})"
+
+
 def page(rows):
     """One line a score; means over seeds with their range."""
     texts = [
         "This page is written by `python benchmarks/quantum.py`, which says what was done. Means "
-        f"over seeds, with the smallest and the largest of them. {rows['versions'].iloc[-1]}."
+        "over seeds, with the smallest and the largest of them; the mean difference, seed by "
+        f"seed, with its standard error. {rows['versions'].iloc[-1]}."
     ]
     for part, some in rows.groupby("part", sort=False):
         table = []
         for (name, metric), group in some.groupby(["dataset", "metric"], sort=False):
             row = {} if part != "cells" else {"dataset": name}
             row["score"] = metric
+            values = group.pivot(index="seed", columns="method", values="value")
             for method in PRIORS:
-                values = group.loc[group["method"] == method, "value"]
-                text = "" if values.empty else f"{values.mean():.3g}"
-                if len(values) > 1:
-                    text += f" ({values.min():.3g} to {values.max():.3g})"
-                row[method] = text
+                row[method] = _mean(values[method]) if method in values else ""
+            row["difference"] = ""
+            if len(values.columns) == len(PRIORS) and len(values) > 1:  # seed by seed
+                off = values["quantum"] - values["RBM"]
+                row["difference"] = f"{off.mean():+.2g} ± {off.std() / len(off) ** 0.5:.1g}"
             table.append(row)
         texts.append(f"### {part.capitalize()}\n\n{markdown(table)}")
     return "# Quantum prior: results\n\n" + "\n\n".join(texts) + "\n"
