@@ -288,8 +288,11 @@ def page(rows):
     versions = rows["versions"].iloc[-1]
     # all pairs of seeds in one line
     rows = rows.assign(metric=rows["metric"].str.replace(r"seed \d+$", "another seed", regex=True))
+    # all types that were left out in one line
+    rows["metric"] = rows["metric"].str.replace(r": .* left out$", ": a type left out", regex=True)
     texts = [
-        f"Means over seeds (or pairs of them), and the smallest and largest of them. {versions}."
+        "Means over seeds (or pairs of them, or types left out), and the smallest and largest of "
+        f"them. {versions}."
     ]
     single = rows["metric"].str.contains(r"\((?!mean)[^)]*\)$")  # of one cell type
     for part, some in rows[~single | (rows["part"] == "novelty")].groupby("part", sort=False):

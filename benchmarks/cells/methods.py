@@ -183,6 +183,7 @@ ABLATIONS = {
     "QBMVI-no-bonus": Method(scvi_like(QBMVI, entropy_bonus=0.0)),
     "QBMVI-no-dropouts": Method(scvi_like(QBMVI, input_dropout=0.0, decoder_dropout=0.0)),
     "QBMVI-constant-rate": Method(scvi_like(QBMVI, plan={"n_epochs_constant_lr": None})),
+    "QBMVI-hidden": Method(scvi_like(QBMVI, n_prior_hidden=64, plan={"prior_lr": 3e-3})),
     "QBMVI-28-exact": Method(scvi_like(QBMVI, sampler=samplers.ExactSampler, **SMALL)),
     "QBMVI-28-gibbs": Method(scvi_like(QBMVI, sampler=samplers.GibbsSampler, **SMALL)),
     "QBMVI-28-annealer": Method(
