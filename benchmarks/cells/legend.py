@@ -18,8 +18,8 @@ METHOD_MEANINGS = {
     "QBMVI-no-bonus": "without the entropy bonus",
     "QBMVI-no-dropouts": "without the dropout of genes and of the decoder",
     "QBMVI-constant-rate": "without the learning rates that fall towards the end",
-    "QBMVI-hidden": "64 hidden units besides the 128 bits, in the place of two halves, and a prior "
-    "that learns at 3e-3",
+    "QBMVI-hidden": "64 hidden units besides the 128 bits, in the place of two halves, and "
+    "a prior that learns at 3e-3",
     "QBMVI-28-exact": "28 bits, exact draws from the prior",
     "QBMVI-28-gibbs": "28 bits, the default sampler",
     "QBMVI-28-annealer": "28 bits, simulated annealing as the sampler",
