@@ -24,7 +24,7 @@ class DimodSampler(Sampler):
     The sampler receives the prior as an Ising model and returns reads. Bits become spins. A
     Gaussian layer is first integrated out, which leaves a dense Ising model of the hidden bits,
     and is drawn afterwards given these bits. A hidden unit in a transverse field becomes a ring of
-    2 to 64 spins, which is a path in imaginary time (Suzuki and Trotter).
+    up to 64 spins, which is a path in imaginary time (Suzuki and Trotter).
 
     The reads are taken as draws at temperature 1. This is right only if the Ocean sampler draws
     from the Boltzmann distribution. With its default settings, simulated annealing searches for
