@@ -57,6 +57,9 @@ class SparsePoisson(Poisson):
 
 def sparse(px: Distribution) -> Distribution:
     """The same distribution with a fast log-probability, if there is one; else ``px`` itself."""
+    mean = getattr(px, "rate", None) if isinstance(px, Poisson) else getattr(px, "mu", None)
+    if mean is None or mean.device.type != "cpu":
+        return px  # on a GPU, gamma functions cost little, but each operation is a launch
     # the exact type: a subclass may have a log-probability of its own
     if type(px) is ZeroInflatedNegativeBinomial:
         return SparseZeroInflatedNegativeBinomial(
@@ -76,8 +79,6 @@ def _non_zeros(value: Tensor, mean: Tensor) -> NonZeros | None:
         or value.dim() != 2
         or value.shape != mean.shape[-value.dim() :]
     ):
-        return None
-    if value.device.type == "mps":  # scvi-tools has its own ways around what is missing there
         return None
     at = NonZeros(value)
     # scvi-tools' code says what is wrong with values that are no counts

@@ -144,8 +144,9 @@ class _Ladders:
 
     def adapt(self) -> None:
         """Move the factors so that all neighbours swap equally often (Syed et al. 2022)."""
+        like = {"dtype": self.scales.dtype, "device": self.scales.device}
         barrier = torch.cat([self.scales.new_zeros(1), (1 - self.rate).clamp(min=1e-3).cumsum(0)])
-        even = torch.linspace(0, 1, len(barrier), dtype=barrier.dtype) * barrier[-1]
+        even = torch.linspace(0, 1, len(barrier), **like) * barrier[-1]
         i = torch.searchsorted(barrier, even[1:-1]).clamp(1, len(barrier) - 1)
         part = (even[1:-1] - barrier[i - 1]) / (barrier[i] - barrier[i - 1])
         self.scales[1:-1] = self.scales[i - 1] + part * (self.scales[i] - self.scales[i - 1])
