@@ -24,9 +24,7 @@ def trained(family, epochs=3, adata=None, load_sparse_tensor=False, plan=None, *
     QBMVI.setup_anndata(adata, batch_key="batch")
     model = QBMVI(adata, n_hidden=16, **family)
     plan = {"lr": 1e-2, "prior_lr": 0.05} | (plan or {})
-    model.train(
-        epochs, plan_kwargs=plan, load_sparse_tensor=load_sparse_tensor, **QUIET | trainer
-    )
+    model.train(epochs, plan_kwargs=plan, load_sparse_tensor=load_sparse_tensor, **QUIET | trainer)
     assert np.isfinite(float(model.get_elbo()))
     return model
 
