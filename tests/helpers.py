@@ -136,7 +136,7 @@ def two_models():
     adata = simulate(200, 30, n_types=3, seed=0)
     trained = {}
     for name, cls, kwargs in (
-        ("QBMVI", QBMVI, {"n_latent": 6}),
+        ("QBMVI", QBMVI, {"n_latent": 6, "n_prior_hidden": 0}),
         ("SCVI", scvi.model.SCVI, {"n_latent": 3}),
     ):
         cls.setup_anndata(adata, batch_key="batch")

@@ -120,7 +120,7 @@ def tiny_model(**kwargs):
     scvi.settings.seed = 0
     adata = synthetic_iid(batch_size=40, n_genes=20)
     QBMVI.setup_anndata(adata, batch_key="batch")
-    return QBMVI(adata, n_hidden=8, **{"n_latent": 8, **kwargs})
+    return QBMVI(adata, n_hidden=8, **{"n_latent": 8, "n_prior_hidden": 0, **kwargs})
 
 
 # -- answers that went wrong --------------------------------------------------------------------

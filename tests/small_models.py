@@ -7,7 +7,7 @@ from scvi.data import synthetic_iid
 from scqbm import QBMVI
 
 QUIET = {"accelerator": "cpu", "batch_size": 32, "enable_progress_bar": False}
-BITS = {"latent_distribution": "bernoulli", "n_latent": 5}
+BITS = {"latent_distribution": "bernoulli", "n_latent": 5, "n_prior_hidden": 0}
 BITS_HIDDEN = {"latent_distribution": "bernoulli", "n_latent": 7, "n_prior_hidden": 3}
 NORMAL = {"latent_distribution": "normal", "n_latent": 5, "n_prior_hidden": 4}
 each_family = pytest.mark.parametrize(

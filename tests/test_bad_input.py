@@ -103,8 +103,8 @@ def test_data_of_another_model():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"n_latent": 0}, "`n_latent` must be at least 2, not 0"),
-        ({"n_latent": 1}, "`n_latent` must be at least 2, not 1 .* halves"),
+        ({"n_latent": 0}, "`n_latent` must be at least 1, not 0"),
+        ({"n_latent": 1, "n_prior_hidden": 0}, "`n_latent` must be at least 2, not 1 .* halves"),
         ({"n_latent": -3, "n_prior_hidden": 4}, "`n_latent` must be at least 1, not -3"),
         ({"n_latent": 0, "latent_distribution": "normal"}, "`n_latent` must be at least 1"),
         ({"n_prior_hidden": -1}, "`n_prior_hidden` must be 0 or more, not -1"),
@@ -271,7 +271,8 @@ class Failing(Sampler):
         return draws if answer is None else answer
 
 
-BITS, NORMAL = {}, {"latent_distribution": "normal", "n_prior_hidden": 3}
+BITS = {"n_prior_hidden": 0}
+NORMAL = {"latent_distribution": "normal", "n_prior_hidden": 3}
 
 
 @pytest.mark.parametrize(
@@ -332,7 +333,7 @@ def test_the_cause_is_kept():
 
 def test_too_large_for_enumeration():
     with pytest.raises(SamplerError, match="at most 20 bits.*has 21: use GibbsSampler"):
-        make(n_latent=42).train(1, sampler=ExactSampler(), **QUIET)
+        make(n_latent=42, n_prior_hidden=0).train(1, sampler=ExactSampler(), **QUIET)
 
 
 @pytest.mark.parametrize("part", ["decoder", "prior"])

@@ -181,7 +181,7 @@ def test_print_shows_all_that_the_defaults_came_to(capsys):
     for part in (
         "QBMVI model",
         "n_latent: 128",
-        "n_prior_hidden: 0",
+        "n_prior_hidden: 64",
         "relaxation: reinmax",
         "batch_mixing: 50",
         "input_dropout: 0.3",

@@ -153,7 +153,7 @@ def test_a_model_trains_with_it(sampler):
     scvi.settings.seed = 0
     adata = synthetic_iid(batch_size=30, n_genes=20, n_proteins=0, n_regions=0)
     QBMVI.setup_anndata(adata, batch_key="batch")
-    model = QBMVI(adata, n_latent=6, n_hidden=16, latent_distribution="bernoulli")
+    model = QBMVI(adata, n_latent=6, n_prior_hidden=0, n_hidden=16)
     model.train(
         2,
         accelerator="cpu",

@@ -19,7 +19,7 @@ from scqbm.samplers import ExactSampler
 
 QUIET = {"accelerator": "cpu", "batch_size": 32, "enable_progress_bar": False}
 FAMILIES = [
-    {"n_latent": 8},
+    {"n_latent": 8, "n_prior_hidden": 0},
     {"n_latent": 6, "n_prior_hidden": 4},
     {"latent_distribution": "normal", "n_latent": 4, "n_prior_hidden": 4},
 ]
@@ -47,7 +47,7 @@ def make(adata=None, seed=0, **kwargs):
 
 @pytest.fixture(scope="module")
 def trained():
-    model = make(n_latent=16)
+    model = make(n_latent=16, n_prior_hidden=0)
     model.train(60, plan_kwargs={"lr": 5e-3, "prior_lr": 0.02}, **QUIET)
     return model
 

@@ -238,7 +238,7 @@ def test_batches_mix_in_the_codes():
         codes = torch.from_numpy(model.get_latent_representation())
         batch = torch.from_numpy(adata.obs["_scvi_batch"].to_numpy(dtype="int64"))
         found[weight] = batch_discrepancy(codes, batch, 2).item()
-    assert found[100.0] < 0.3 * found[0.0]
+    assert found[100.0] < 0.6 * found[0.0]
 
 
 def test_the_penalty_follows_the_information_without_pulling_at_it():

@@ -9,11 +9,16 @@ from scqbm.train import default_epochs
 # -- optimizer ----------------------------------------------------------------------------------
 
 
-def test_the_prior_learns_no_faster_than_its_ceiling(adata):
-    model = make(adata)
-    model.train(1, learning_rate_monitor=True, **QUIET)
+@pytest.mark.parametrize(
+    ("family", "lr", "ceiling"),
+    [({"n_prior_hidden": 0}, 3e-3, 1e-3), ({}, 1e-2, 3e-3), (FAMILIES[2], 3e-3, 1e-3)],
+    ids=["halves", "hidden", "normal"],
+)
+def test_the_prior_learns_no_faster_than_its_ceiling(adata, family, lr, ceiling):
+    model = make(adata, **family)
+    model.train(1, learning_rate_monitor=True, plan_kwargs={"lr": lr}, **QUIET)
     rates = {name: values.iloc[-1, 0] for name, values in model.history.items() if "lr-" in name}
-    assert rates == pytest.approx({"lr-Adam": 3e-3, "lr-Adam/vae": 3e-3, "lr-Adam/prior": 1e-3})
+    assert rates == pytest.approx({"lr-Adam": lr, "lr-Adam/vae": lr, "lr-Adam/prior": ceiling})
 
 
 def test_one_unnamed_group_below_the_ceiling(adata):
@@ -37,7 +42,7 @@ FALLING = [1, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
     ],
 )
 def test_rates_fall_towards_the_end(adata, plan, expected):
-    model = make(adata)
+    model = make(adata, n_prior_hidden=0)
     model.train(8, learning_rate_monitor=True, plan_kwargs=plan, **QUIET)
     lr = plan.get("lr", 3e-3)
     assert model.history["lr-Adam"].iloc[:, 0].tolist() == pytest.approx(
@@ -156,7 +161,7 @@ def test_a_training_takes_them(adata):
 def test_adam_is_fused_unless_the_user_chose(adata):
     def of(**plan):
         seen = Watch("on_train_start", lambda p: [g["fused"] for g in p.optimizers().param_groups])
-        make(adata).train(1, callbacks=[seen], plan_kwargs=plan, **QUIET)
+        make(adata, n_prior_hidden=0).train(1, callbacks=[seen], plan_kwargs=plan, **QUIET)
         return seen.seen[0]
 
     def creator(params):

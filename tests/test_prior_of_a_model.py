@@ -31,7 +31,7 @@ def test_sample_prior(family):
 def test_sample_prior_beyond_enumeration(monkeypatch):
     """The default for large priors is block Gibbs: here one that the test still enumerates."""
     monkeypatch.setattr("scqbm.ising._exact.MAX_EXACT_UNITS", 17)
-    model = trained({"n_latent": 36}, epochs=1)
+    model = trained({"n_latent": 36, "n_prior_hidden": 0}, epochs=1)
     prior, generator = model.module.prior, torch.Generator().manual_seed(0)
     for parameter in prior.parameters():
         parameter.data = 0.7 * torch.randn(parameter.shape, generator=generator)

@@ -18,7 +18,8 @@ def train_on(rbm, sampler, prior_lr=0.0, **kwargs):
     scvi.settings.seed = 0
     adata = synthetic_iid(batch_size=100, n_genes=20)
     QBMVI.setup_anndata(adata, batch_key="batch")
-    model = QBMVI(adata, n_latent=rbm.n_visible + rbm.n_hidden, n_hidden=8)
+    n_latent = rbm.n_visible + rbm.n_hidden
+    model = QBMVI(adata, n_latent=n_latent, n_prior_hidden=0, n_hidden=8)
     prior = model.module.prior
     with torch.no_grad():
         prior.visible_bias.copy_(rbm.a)

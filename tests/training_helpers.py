@@ -16,7 +16,7 @@ QUIET = {
 }
 N_STEPS = 5  # an epoch of 160 training cells
 FAMILIES = [
-    {"latent_distribution": "bernoulli"},
+    {"latent_distribution": "bernoulli", "n_prior_hidden": 0},
     {"latent_distribution": "bernoulli", "n_prior_hidden": 5},
     {"latent_distribution": "normal", "n_prior_hidden": 5},
     {"latent_distribution": "bernoulli", "n_prior_hidden": 5, "prior": "quantum"},

@@ -4,5 +4,11 @@ The defaults of that day, named so that their commands still print them; `benchm
 has today's.
 """
 
-BITS = {"batch_mixing": 100.0, "input_dropout": 0.0, "decoder_dropout": 0.0, "entropy_bonus": 0.0}
-PLAN = {"n_epochs_constant_lr": None}
+BITS = {
+    "n_prior_hidden": 0,
+    "batch_mixing": 100.0,
+    "input_dropout": 0.0,
+    "decoder_dropout": 0.0,
+    "entropy_bonus": 0.0,
+}
+PLAN = {"n_epochs_constant_lr": None, "settle": False}

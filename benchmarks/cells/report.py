@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from legend import DATASET_MEANINGS, METHOD_MEANINGS
-from methods import ABLATIONS, CONTROLS, OURS, RIVALS
+from methods import ABLATIONS, CONTROLS, HALVES, OURS, RIVALS
 from standings import (
     ACROSS,
     FIGURE,
@@ -49,7 +49,7 @@ SHORTFALLS = Path(__file__).with_name("shortfalls.md")  # of RESULTS: tried, and
 def compared(runs: pd.DataFrame, question: Question) -> tuple[pd.DataFrame, str]:
     """The table with our lead on the best rival of each dataset, and one line on all of them."""
     wide = runs.groupby("dataset").mean()
-    shown = wide[[m for m in [*CONTROLS, *RIVALS, *OURS] if m in wide]]
+    shown = wide[[m for m in [*CONTROLS, *RIVALS, *OURS, "QBMVI-halves"] if m in wide]]
     table = shown.map(lambda v: "" if np.isnan(v) else f"{v:.{question.digits}f}")
     ours = leads(runs, question)
     if ours.empty:
@@ -137,7 +137,7 @@ def behind(rows: pd.DataFrame, question: Question, cells: str) -> set[str]:
 def parts(rows: pd.DataFrame, cells: str) -> str:
     """What each part of our model is worth, and rivals of fewer seeds; over the seeds all had."""
     fewer = [m for m in RIVALS if any(m in behind(rows, q, cells) for q in PARTS)]
-    others = [*(m for m in OURS if m != OUR_DEFAULT), *ABLATIONS, *fewer]
+    others = [*(m for m in OURS if m != OUR_DEFAULT), *ABLATIONS, *HALVES, *fewer]
     names = list(dict.fromkeys([OUR_DEFAULT, *others, "SCVI-10", "SCVI-30"]))
     mine = rows[rows["method"].isin(names) & (rows["cells"] == cells)]
     few = mine[mine["method"].isin(others)]
@@ -298,7 +298,7 @@ def worth(rows: pd.DataFrame) -> str:
         "new cells": GENERATION,
     }
     cells = rows["cells"].iloc[0]
-    methods = [m for m in [*OURS, *ABLATIONS, *RIVALS] if m in set(rows["method"])]
+    methods = [m for m in [*OURS, *ABLATIONS, *HALVES, *RIVALS] if m in set(rows["method"])]
     lines = []
     for method in methods:
         if method == OUR_DEFAULT:

@@ -58,7 +58,7 @@ class BoltzmannPriorMixin(NewCellsMixin):
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Expected energy of each cell's code under the prior: low where such codes are common.
 
-        Exact for bits whose two halves are the layers of the RBM (the default), else an average
+        Exact for bits whose two halves are the layers of the RBM, else an average
         over draws of each cell's code. An energy has no zero of its own: only differences between
         cells of one model mean something, unless ``relative=True``.
 

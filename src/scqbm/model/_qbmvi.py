@@ -84,8 +84,8 @@ class QBMVI(
         continuous with scVI's Gaussian posterior. Its prior starts at N(0, I) and learns away
         from it.
     n_prior_hidden
-        Hidden bits of the RBM besides the code. 0 makes the two halves of the code the layers of
-        the RBM. By default 0 for bits and 32 for ``"normal"``.
+        Hidden bits of the RBM besides the code: by default 64, or 32 for ``"normal"``. 0 makes the
+        two halves of the code the layers of the RBM, as does ``prior_topology`` by default.
     relaxation
         How gradients pass the bits: ``"reinmax"``, ``"straight-through"`` or ``"gumbel"``, see
         :class:`scqbm.module.BitEncoder`.
@@ -109,7 +109,7 @@ class QBMVI(
     prior
         ``"rbm"``: the prior is a restricted Boltzmann machine. ``"quantum"``: its hidden units are
         spins in a transverse field, which is learnt. The machine is then a quantum Boltzmann
-        machine with a diagonal visible layer, the code. By default it has 64 hidden spins.
+        machine with a diagonal visible layer, the code.
     **kwargs
         More arguments of :class:`scqbm.module.QBVAE`, for example ``encode_covariates``, or
         ``transverse_field`` and ``learn_transverse_field`` for ``prior="quantum"``.

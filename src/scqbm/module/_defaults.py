@@ -43,18 +43,20 @@ class Defaults:
         cls,
         n_cells: float | None = None,
         latent_distribution: Literal["bernoulli", "normal"] = "bernoulli",
+        native: bool = False,
     ) -> Defaults:
         """Defaults for so many cells; ``None`` where their number is not known: for very many.
 
         Bits need more regularisation the fewer cells there are. ``"normal"`` begins as SCVI, whose
-        loss and dropout it keeps.
+        loss and dropout it keeps. A prior that is ``native`` to a chip has no hidden bits, so that
+        all qubits belong to the code.
         """
         if latent_distribution == "normal":
             return cls(10, 32, 0.0, 0.0, 0.0, 0.0)
         n = math.inf if n_cells is None else max(n_cells, 1)
         return cls(
             n_latent=128,
-            n_prior_hidden=0,
+            n_prior_hidden=0 if native else 64,
             batch_mixing=50.0,
             input_dropout=min(0.3, 1000 / n),  # less from about 3,000 cells on
             decoder_dropout=max(0.0, 0.3 - n / 10_000),  # none from 3,000 cells on

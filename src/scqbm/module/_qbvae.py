@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import networkx as nx
 
 PRIORS = ("rbm", "quantum")
-QUANTUM_HIDDEN = 64  # as many as the second half of a code of 128 bits has
 GENE_LIKELIHOODS = ("zinb", "nb", "poisson", "normal")
 
 
@@ -75,7 +74,7 @@ class QBVAE(BoltzmannMixin, VAE):
         Passed to the networks, see :class:`scvi.module.VAE`.
     n_prior_hidden
         Hidden bits of the RBM besides the code; 0 makes the two halves of the code its layers. By
-        default 0 for bits and 32 for continuous codes.
+        default 64 for bits (0 with ``prior_topology``) and 32 for continuous codes.
     relaxation
         Gradient through the bits, see :class:`~scqbm.module.BitEncoder`.
     temperature
@@ -101,7 +100,7 @@ class QBVAE(BoltzmannMixin, VAE):
         all units of one layer to all of the other.
     prior
         ``"rbm"``, or ``"quantum"``: each hidden unit is a spin in a transverse field
-        (:class:`~scqbm.prior.TransverseFieldPrior`). By default with 64 of them for bits.
+        (:class:`~scqbm.prior.TransverseFieldPrior`).
     transverse_field
         Field of ``"quantum"`` at the start, in units of the temperature.
     learn_transverse_field
@@ -160,9 +159,8 @@ class QBVAE(BoltzmannMixin, VAE):
         one_of("relaxation", relaxation, RELAXATIONS)
         one_of("gene_likelihood", gene_likelihood, GENE_LIKELIHOODS)
         positive("temperature", temperature)
-        if prior == "quantum" and n_prior_hidden is None and latent_distribution == "bernoulli":
-            n_prior_hidden = QUANTUM_HIDDEN
-        chosen = Defaults.for_cells(n_cells, latent_distribution).with_given(
+        native = prior_topology is not None and prior != "quantum"
+        chosen = Defaults.for_cells(n_cells, latent_distribution, native).with_given(
             n_latent=n_latent,
             n_prior_hidden=n_prior_hidden,
             batch_mixing=batch_mixing,

@@ -122,7 +122,7 @@ def couplings(model, units: list[int] | None = None, ax: Axes | None = None) -> 
     ax.figure.colorbar(image, ax=ax, label="coupling (positive: same value)", shrink=0.8)
     for axis, names in ((ax.xaxis, values.columns), (ax.yaxis, values.index)):
         every = max(1, len(names) // 32)
-        shown = [name.removeprefix("unit_") for name in names[::every]]
+        shown = [name.split("_")[-1] for name in names[::every]]
         axis.set_ticks(range(0, len(names), every), shown, fontsize=7)
     ax.tick_params(axis="x", rotation=90)
     hidden = values.columns[0].startswith("hidden")

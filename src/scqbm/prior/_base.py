@@ -28,6 +28,7 @@ class Prior(nn.Module, ABC):
         Units of the code.
     """
 
+    max_lr = 1e-3  # learning rate that it bears, at most, where the user sets none
     log_z: Tensor
     log_z_error: Tensor
     positive_energy: Tensor

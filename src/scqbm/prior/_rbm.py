@@ -50,6 +50,8 @@ class RBMPrior(Prior):
         super().__init__(n_latent)
         self.gaussian = gaussian
         self.in_halves = n_hidden == 0
+        if not gaussian and not self.in_halves:
+            self.max_lr = 3e-3  # hidden bits learn too slowly at less
         n_visible = n_latent // 2 if self.in_halves else n_latent
         n_hidden = n_latent - n_visible if self.in_halves else n_hidden
         self.visible_bias = nn.Parameter(torch.zeros(n_visible))

@@ -17,6 +17,7 @@ from scqbm.train._compiled import inner
 from scqbm.train._log_z import LogZ
 from scqbm.train._monitor import Monitor
 from scqbm.train._ranks import from_first_rank
+from scqbm.train._settling import N_DRAWS, codes_of, n_steps, patient_sampler, settle
 
 _GAP_EVERY = 10  # steps between two comparisons of mean energies, which keeps them cheap
 _LEAST_DRAWS = 32  # from each machine, where a prior has several
@@ -45,19 +46,28 @@ class NegativePhase(Callback):
         Negatives a query; a prior with several machines divides them, with 32 each at least.
     every
         Query at every ``every``-th step, and reuse the draws in between.
+    settle
+        Let the prior learn on at the end, from many draws; with the default sampler only.
     """
 
-    def __init__(self, sampler: Sampler | None = None, n_draws: int = 256, every: int = 1):
+    def __init__(
+        self,
+        sampler: Sampler | None = None,
+        n_draws: int = 256,
+        every: int = 1,
+        settle: bool = True,
+    ):
         at_least("sample_every", every, 1)
         at_least("n_negatives", n_draws, 1)
         self.sampler = GibbsSampler() if sampler is None else sampler
         check_sampler(self.sampler)
         self.n_draws = n_draws
         self.every = every
+        self.settle = settle
         self._log_z = LogZ()
         self._monitor = Monitor(n_draws)
         self._draws: list[Draws] = []  # of the last query, one of each machine of the prior
-        self._generator: torch.Generator | None = None
+        self.generator: torch.Generator | None = None
         self._restored: dict | None = None
         self._clock = 0
         self._negative_energy: Tensor | None = None
@@ -71,15 +81,15 @@ class NegativePhase(Callback):
             return
         device = prior.log_z.device
         self._log_z.begin()
-        self._generator = torch.Generator(device=device)
+        self.generator = torch.Generator(device=device)
         # drawn even on resume, so that resumed and uninterrupted runs see one global sequence
-        self._generator.manual_seed(int(torch.randint(2**62, ())) + trainer.global_rank)
+        self.generator.manual_seed(int(torch.randint(2**62, ())) + trainer.global_rank)
         restored, self._restored = self._restored, None
         if restored is None:
             return
         torch.set_rng_state(restored["torch_rng"])
         if trainer.global_rank == 0:  # the checkpoint holds rank 0's chains only
-            self._generator.set_state(restored["generator"])
+            self.generator.set_state(restored["generator"])
             if restored.get("draws"):  # not in those of earlier versions
                 self._draws = [Draws(**draws) for draws in restored["draws"]]
                 self._deliver(prior)
@@ -92,7 +102,7 @@ class NegativePhase(Callback):
         prior = prior_of(pl_module)
         if prior.learns and len(prior.machines()) > 1:
             # a machine that is followed with an error gets too much weight, and then grows
-            self._log_z.refresh(prior, self._generator)
+            self._log_z.refresh(prior, self.generator)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -101,12 +111,11 @@ class NegativePhase(Callback):
         prior = prior_of(pl_module)
         if not prior.learns:
             return
-        self._log_z.follow(prior)
         if self._clock % self.every == 0:
-            self._draws = self._query(prior, trainer.global_step)
-            self._deliver(prior)
-            self._log_z.restart(prior)
+            self.bring(prior, trainer.global_step)
             self._monitor.record(prior, self._draws)
+        else:
+            self._log_z.follow(prior)
         measured = batch_idx % _GAP_EVERY == 0
         self._negative_energy = prior.mean_negative_energy() if measured else None
         self._clock += 1
@@ -121,8 +130,8 @@ class NegativePhase(Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refresh log Z, so that the validation ELBO is that of the present parameters."""
         prior = prior_of(pl_module)
-        if prior.learns and self._generator is not None:
-            self._log_z.refresh(prior, self._generator)
+        if prior.learns and self.generator is not None:
+            self._log_z.refresh(prior, self.generator)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop a diverged training; log how well the chains mix."""
@@ -137,19 +146,37 @@ class NegativePhase(Callback):
             pl_module.log(name, value, on_step=False, on_epoch=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the prior with a fresh log Z."""
+        """Let the prior settle, and leave it with a fresh log Z."""
         prior = prior_of(pl_module)
-        if prior.learns:
-            self._log_z.refresh(prior, self._generator)
+        if not prior.learns:
+            return
+        steps = n_steps(trainer) if self.settle else 0
+        if steps > 0 and type(self.sampler) is GibbsSampler:
+            # one process for all: it is short, and the codes of its cells are like any others
+            state = from_first_rank(lambda: self._settled(trainer, pl_module, steps))
+            prior.load_state_dict(state)
+            LogZ().refresh(prior, self.generator)
+        else:
+            self._log_z.refresh(prior, self.generator)
+
+    @torch.enable_grad()
+    def _settled(self, trainer: pl.Trainer, pl_module: pl.LightningModule, steps: int) -> dict:
+        prior, codes = prior_of(pl_module), codes_of(trainer, pl_module)
+        if codes is not None:
+            phase = NegativePhase(patient_sampler(), N_DRAWS)
+            phase.generator = self.generator
+            silent = trainer.progress_bar_callback is None
+            settle(prior, codes, phase, steps, silent)
+        return {name: value.cpu() for name, value in prior.state_dict().items()}
 
     def state_dict(self) -> dict:
         """Chains, counters and random states: tensors and ints, for an exact resume."""
-        if self._generator is None:
+        if self.generator is None:
             return {}
         names = ("visible", "hidden", "state", "weights")
         return {
             "draws": [{name: getattr(draws, name) for name in names} for draws in self._draws],
-            "generator": self._generator.get_state(),
+            "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "clock": self._clock,
             **self._log_z.state_dict(),
@@ -160,6 +187,13 @@ class NegativePhase(Callback):
         self._restored = state_dict or None
 
     # -- one query -----------------------------------------------------------------------------
+
+    def bring(self, prior: Prior, step: int) -> None:
+        """Bring new negatives to the prior, and follow its log Z up to here."""
+        self._log_z.follow(prior)
+        self._draws = self._query(prior, step)
+        self._deliver(prior)
+        self._log_z.restart(prior)
 
     def _query(self, prior: Prior, step: int) -> list[Draws]:
         # before the sampler is blamed; a sum of finite numbers is finite, and a cheap check
@@ -174,7 +208,7 @@ class NegativePhase(Callback):
 
         def query() -> list[Draws]:
             return [
-                ask(self.sampler, rbm, n_each, each and each.state, self._generator, when)
+                ask(self.sampler, rbm, n_each, each and each.state, self.generator, when)
                 for rbm, each in zip(machines, last, strict=True)
             ]
 

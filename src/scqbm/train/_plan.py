@@ -20,7 +20,6 @@ from scqbm.train._epoch_means import EpochMeansMixin
 from scqbm.train._negative_phase import NegativePhase, prior_of
 
 DEFAULT_LR = 3e-3
-MAX_PRIOR_LR = 1e-3
 
 
 class BoltzmannPlanMixin(EpochMeansMixin):
@@ -42,8 +41,13 @@ class BoltzmannPlanMixin(EpochMeansMixin):
     n_negatives
         Draws a query.
     prior_lr
-        Learning rate of the prior. By default that of the networks, but at most 1e-3: at a higher
-        rate, clusters of codes can grow that no chain visits.
+        Learning rate of the prior. By default that of the networks, but at most 3e-3 if it has
+        hidden bits besides a code of bits, and at most 1e-3 if not: at a higher rate, clusters of
+        codes can grow that no chain visits.
+    settle
+        Let the prior learn on at the end, at codes that no longer move and from many draws, so
+        that its modes get their shares. With the default sampler only, and for one step in 50 of
+        the training, but at most 100 steps.
     n_epochs_constant_lr
         From this epoch on, or from three quarters of the training if those come first, all
         learning rates fall in equal steps to 0. ``None`` keeps them constant, as in scvi-tools,
@@ -60,6 +64,7 @@ class BoltzmannPlanMixin(EpochMeansMixin):
         sample_every: int = 1,
         n_negatives: int = 256,
         prior_lr: float | None = None,
+        settle: bool = True,
         n_epochs_constant_lr: int | None = None,
         **kwargs,
     ):
@@ -67,11 +72,12 @@ class BoltzmannPlanMixin(EpochMeansMixin):
             amount("n_epochs_constant_lr", n_epochs_constant_lr)
         if prior_lr is not None:
             amount("prior_lr", prior_lr)
-        self.negative_phase = NegativePhase(sampler, n_negatives, sample_every)
+        self.negative_phase = NegativePhase(sampler, n_negatives, sample_every, settle)
         super().__init__(module, *args, **kwargs)
         self.n_epochs_constant_lr = n_epochs_constant_lr
-        if prior_lr is None and self.optimizer_name != "Custom" and self.lr > MAX_PRIOR_LR:
-            prior_lr = MAX_PRIOR_LR
+        most = prior_of(self).max_lr
+        if prior_lr is None and self.optimizer_name != "Custom" and self.lr > most:
+            prior_lr = most
         self.prior_lr = prior_lr
 
     def configure_callbacks(self) -> list[Callback]:
@@ -160,7 +166,7 @@ class QBMTrainingPlan(BoltzmannPlanMixin, TrainingPlan):
     ----------
     module
         A :class:`~scqbm.module.QBVAE`.
-    sampler, sample_every, n_negatives, prior_lr
+    sampler, sample_every, n_negatives, prior_lr, settle
         As in :class:`BoltzmannPlanMixin`.
     lr
         Learning rate of the networks: 3e-3, three times scvi-tools' own. At scvi-tools' rate, bits
@@ -181,6 +187,7 @@ class QBMTrainingPlan(BoltzmannPlanMixin, TrainingPlan):
         sample_every: int = 1,
         n_negatives: int = 256,
         prior_lr: float | None = None,
+        settle: bool = True,
         lr: float = DEFAULT_LR,
         n_epochs_constant_lr: int | None = 30,
         n_epochs_kl_warmup: int | None = 20,
@@ -192,6 +199,7 @@ class QBMTrainingPlan(BoltzmannPlanMixin, TrainingPlan):
             sample_every=sample_every,
             n_negatives=n_negatives,
             prior_lr=prior_lr,
+            settle=settle,
             lr=lr,
             n_epochs_constant_lr=n_epochs_constant_lr,
             n_epochs_kl_warmup=n_epochs_kl_warmup,
@@ -208,7 +216,7 @@ class QBMANVITrainingPlan(BoltzmannPlanMixin, SemiSupervisedTrainingPlan):
         The module to train.
     n_classes
         Labels.
-    sampler, sample_every, n_negatives, prior_lr
+    sampler, sample_every, n_negatives, prior_lr, settle
         As in :class:`BoltzmannPlanMixin`.
     classification_ratio
         Weight of the cross entropy of the known labels; 50 in scvi-tools.
@@ -229,6 +237,7 @@ class QBMANVITrainingPlan(BoltzmannPlanMixin, SemiSupervisedTrainingPlan):
         sample_every: int = 1,
         n_negatives: int = 256,
         prior_lr: float | None = None,
+        settle: bool = True,
         classification_ratio: float = 20,
         lr: float = DEFAULT_LR,
         n_epochs_constant_lr: int | None = 30,
@@ -243,6 +252,7 @@ class QBMANVITrainingPlan(BoltzmannPlanMixin, SemiSupervisedTrainingPlan):
             sample_every=sample_every,
             n_negatives=n_negatives,
             prior_lr=prior_lr,
+            settle=settle,
             classification_ratio=classification_ratio,
             lr=lr,
             n_epochs_constant_lr=n_epochs_constant_lr,
