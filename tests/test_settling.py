@@ -100,6 +100,11 @@ def test_a_training_ends_without(adata, plan, monkeypatch):
     assert torch.equal(model.module.prior.coupling, at_the_end.seen[-1])
 
 
+def test_a_wrong_argument_is_named(adata):
+    with pytest.raises(ValueError, match="^`settle` must be True or False, not 'no'.$"):
+        make(adata).train(1, plan_kwargs={"settle": "no"}, **QUIET)
+
+
 def test_the_same_seed_gives_the_same(adata, soon):
     one, other = make(adata), make(adata)
     for model in (one, other):

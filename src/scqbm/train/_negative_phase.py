@@ -59,6 +59,8 @@ class NegativePhase(Callback):
     ):
         at_least("sample_every", every, 1)
         at_least("n_negatives", n_draws, 1)
+        if not isinstance(settle, bool):
+            raise ValueError(f"`settle` must be True or False, not {settle!r}.")
         self.sampler = GibbsSampler() if sampler is None else sampler
         check_sampler(self.sampler)
         self.n_draws = n_draws

@@ -69,7 +69,7 @@ def codes_of(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Codes | None
         batch = trainer.strategy.batch_to_device(batch)
         out = module.inference(**module._get_inference_input(batch))
         if MODULE_KEYS.QZ_KEY not in out:
-            return None
+            break
         qz = out[MODULE_KEYS.QZ_KEY]
         found.append(Codes(qz, module.known(batch, qz) if hasattr(module, "known") else {}))
         if sum(len(one.qz.loc) for one in found) >= MOST_CELLS:
