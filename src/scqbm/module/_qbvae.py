@@ -159,6 +159,11 @@ class QBVAE(BoltzmannMixin, VAE):
         one_of("relaxation", relaxation, RELAXATIONS)
         one_of("gene_likelihood", gene_likelihood, GENE_LIKELIHOODS)
         positive("temperature", temperature)
+        if prior_topology is not None and latent_distribution != "bernoulli":
+            raise ValueError(
+                "`prior_topology` needs bits (latent_distribution='bernoulli'): a chip has no "
+                "Gaussian units, and integrating them out couples all hidden bits."
+            )
         native = prior_topology is not None and prior != "quantum"
         chosen = Defaults.for_cells(n_cells, latent_distribution, native).with_given(
             n_latent=n_latent,
@@ -169,11 +174,6 @@ class QBVAE(BoltzmannMixin, VAE):
             entropy_bonus=entropy_bonus,
         )
         chosen.check(latent_distribution)
-        if prior_topology is not None and latent_distribution != "bernoulli":
-            raise ValueError(
-                "`prior_topology` needs bits (latent_distribution='bernoulli'): a chip has no "
-                "Gaussian units, and integrating them out couples all hidden bits."
-            )
         super().__init__(
             n_input=n_input,
             n_batch=n_batch,
