@@ -43,8 +43,6 @@ WHERE = {  # datasets of each part
     "novelty": ["kang-donor", "pancreas"],
     "order": ["paul15", "simulated-tree"],
 }
-# the prior of version 0.2, with which these results were made
-FORMER, FORMER_PLAN = {"n_prior_hidden": 0}, {"settle": False}
 LEFT_OUT = 4  # cell types, one after the other
 INTERFERON = {"ISG15", "IFI6", "IFIT1", "IFIT2", "IFIT3", "MX1"}
 
@@ -53,11 +51,10 @@ def fit(adata, batch, split, epochs, seed):
     """A model with nb, as in the benchmark, and its own number of epochs."""
     scvi.settings.seed = seed
     QBMVI.setup_anndata(adata, batch_key=batch)
-    model = QBMVI(adata, gene_likelihood="nb", **FORMER)
+    model = QBMVI(adata, gene_likelihood="nb")
     model.train(
         epochs,
         datasplitter_kwargs={"external_indexing": split},
-        plan_kwargs=FORMER_PLAN,
         enable_progress_bar=False,
     )
     return model

@@ -22,7 +22,7 @@ from scqbm.samplers import (
 )
 
 SECRET = "correct-horse-battery"
-GIBBS = "GibbsSampler(n_sweeps=5, renew_every=100, n_anneal=200)"
+GIBBS = "GibbsSampler(n_sweeps=2, renew_every=100, n_anneal=200)"
 
 
 class Remote(Sampler):

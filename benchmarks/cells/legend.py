@@ -10,12 +10,10 @@ METHOD_MEANINGS = {
     "SCVI-30": "scVI with 30 latents and one hidden layer",
     "SCVI-10x2": "scVI with 10 latents and two hidden layers",
     "SCVI-30x2": "scVI with 30 latents and two hidden layers",
-    "QBMVI": "our model at its defaults (128 bits, and a learned prior with 64 hidden units), but "
-    "without the steps of the prior that end a training, which came later",
+    "QBMVI": "our model at its defaults: 128 bits, and a learned prior with 64 hidden units",
     "QBMVI-normal": "continuous codes",
     "QBMVI-unmixed": "without the batch-mixing penalty",
-    "QBMVI-settled": "with the steps of the prior that end a training by default; the others are "
-    "without them",
+    "QBMVI-unsettled": "without the steps of the prior that end a training",
     "QBMVI-uncoupled": "the couplings of the prior fixed at zero",
     "QBMVI-frozen": "the prior fixed: independent bits with probability 0.5",
     "QBMVI-no-bonus": "without the entropy bonus",

@@ -154,15 +154,12 @@ def late_gain(history, epochs):
     return float(before.mean() - last.mean())
 
 
-def ours(change=None, **arguments):
-    """``fit`` of QBMVI without the steps of the prior that end a training, which came later."""
-    plan = {"settle": False} | arguments.pop("plan", {})
-    return scvi_like(QBMVI, change, plan=plan, **arguments)
+UNSETTLED = {"settle": False}  # without the steps of the prior that end a training
 
 
 SCVI, LDVAE = scvi.model.SCVI, scvi.model.LinearSCVI
 # halves of 14 bits, which can be enumerated at each step
-SMALL = {"n_latent": 28, "n_prior_hidden": 0}
+SMALL = {"n_latent": 28, "n_prior_hidden": 0, "plan": UNSETTLED}
 CONTROLS = {"noise": Method(fit_noise), "truth": Method(fit_truth, needs_truth=True)}
 RIVALS = {
     "PCA": Method(fit_pca),
@@ -180,25 +177,29 @@ RIVALS = {
     "paper": Method(fit_recipe),
 }
 OURS = {
-    "QBMVI": Method(ours()),
-    "QBMVI-normal": Method(ours(latent_distribution="normal")),
-    "QBMVI-unmixed": Method(ours(batch_mixing=0.0)),
+    "QBMVI": Method(scvi_like(QBMVI)),
+    "QBMVI-normal": Method(scvi_like(QBMVI, latent_distribution="normal")),
+    "QBMVI-unmixed": Method(scvi_like(QBMVI, batch_mixing=0.0)),
 }
 ABLATIONS = {
-    "QBMVI-settled": Method(scvi_like(QBMVI)),
-    "QBMVI-uncoupled": Method(ours(uncouple)),
-    "QBMVI-frozen": Method(ours(freeze)),
-    "QBMVI-no-bonus": Method(ours(entropy_bonus=0.0)),
-    "QBMVI-no-dropouts": Method(ours(input_dropout=0.0, decoder_dropout=0.0)),
-    "QBMVI-constant-rate": Method(ours(plan={"n_epochs_constant_lr": None})),
-    "QBMVI-28-exact": Method(ours(sampler=samplers.ExactSampler, **SMALL)),
-    "QBMVI-28-gibbs": Method(ours(sampler=samplers.GibbsSampler, **SMALL)),
-    "QBMVI-28-annealer": Method(ours(sampler=samplers.DimodSampler.simulated_annealing, **SMALL)),
+    "QBMVI-unsettled": Method(scvi_like(QBMVI, plan=UNSETTLED)),
+    "QBMVI-uncoupled": Method(scvi_like(QBMVI, uncouple)),
+    "QBMVI-frozen": Method(scvi_like(QBMVI, freeze)),
+    "QBMVI-no-bonus": Method(scvi_like(QBMVI, entropy_bonus=0.0)),
+    "QBMVI-no-dropouts": Method(scvi_like(QBMVI, input_dropout=0.0, decoder_dropout=0.0)),
+    "QBMVI-constant-rate": Method(scvi_like(QBMVI, plan={"n_epochs_constant_lr": None})),
+    "QBMVI-28-exact": Method(scvi_like(QBMVI, sampler=samplers.ExactSampler, **SMALL)),
+    "QBMVI-28-gibbs": Method(scvi_like(QBMVI, sampler=samplers.GibbsSampler, **SMALL)),
+    "QBMVI-28-annealer": Method(
+        scvi_like(QBMVI, sampler=samplers.DimodSampler.simulated_annealing, **SMALL)
+    ),
 }
-HALVES = {  # no hidden units: the default of version 0.2
-    "QBMVI-halves": Method(ours(n_prior_hidden=0)),
-    "QBMVI-halves-unmixed": Method(ours(n_prior_hidden=0, batch_mixing=0.0)),
-    "QBMVI-halves-uncoupled": Method(ours(uncouple, n_prior_hidden=0)),
-    "QBMVI-halves-frozen": Method(ours(freeze, n_prior_hidden=0)),
+# no hidden units and no settling: the default of version 0.2
+FORMER = {"n_prior_hidden": 0, "plan": UNSETTLED}
+HALVES = {
+    "QBMVI-halves": Method(scvi_like(QBMVI, **FORMER)),
+    "QBMVI-halves-unmixed": Method(scvi_like(QBMVI, batch_mixing=0.0, **FORMER)),
+    "QBMVI-halves-uncoupled": Method(scvi_like(QBMVI, uncouple, **FORMER)),
+    "QBMVI-halves-frozen": Method(scvi_like(QBMVI, freeze, **FORMER)),
 }
 METHODS = CONTROLS | RIVALS | OURS | ABLATIONS | HALVES

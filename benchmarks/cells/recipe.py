@@ -55,7 +55,7 @@ def fit(values, batch, training, epochs, seed, batch_size=128):
             {"params": prior.parameters(), "lr": PRIOR_RATE},
         ]
     )
-    sampler, state = GibbsSampler(), None
+    sampler, state = GibbsSampler(5), None
     generator = torch.Generator().manual_seed(seed)
     training = torch.as_tensor(training)
     for _ in range(epochs):

@@ -199,7 +199,7 @@ SIZES = ["n_visible", "n_hidden", "gaussian", "n_draws", "n_queries"]
 def candidates(large, glassy):
     """Samplers by name, as far as they make sense at this size."""
     found = {
-        "Gibbs, 5 sweeps": GibbsSampler(),
+        "Gibbs, 5 sweeps": GibbsSampler(5),
         "Gibbs, 100 sweeps, never annealed": GibbsSampler(100, renew_every=0, n_anneal=1),
         "Tempering": TemperingSampler(n_start=2000 if glassy and large else 500),
         "Simulated annealing": DimodSampler.simulated_annealing(),

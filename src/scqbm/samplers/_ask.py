@@ -110,8 +110,8 @@ def problem_with(draws: object, rbm: RBM) -> str | None:
     if weights is not None and not (weights.min() >= 0 and 0 < weights.sum() < math.inf):
         return "returned weights that are negative, not finite or all zero"
     for _, units, _, any_number in layers:
-        legal = units.isfinite() if any_number else (units == 0) | (units == 1)
-        if not bool(legal.all()):
+        bits = units.bool().to(units.dtype)
+        if not (bool(units.isfinite().all()) if any_number else torch.equal(units, bits)):
             if not bool(units.isfinite().all()):
                 return "returned NaN or infinite values"
             return "returned values other than 0 and 1 (convert with scqbm.ising.spins_to_bits)"

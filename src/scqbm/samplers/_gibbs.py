@@ -38,7 +38,7 @@ class GibbsSampler(Sampler):
 
     transverse = True
 
-    def __init__(self, n_sweeps: int = 5, renew_every: int = 100, n_anneal: int = 200):
+    def __init__(self, n_sweeps: int = 2, renew_every: int = 100, n_anneal: int = 200):
         at_least("n_sweeps", n_sweeps, 1)
         at_least("renew_every", renew_every, 0)
         at_least("n_anneal", n_anneal, 1)

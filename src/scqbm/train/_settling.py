@@ -46,7 +46,7 @@ class Codes:
 
 def patient_sampler() -> GibbsSampler:
     """The default sampler, which begins anew more often and more carefully."""
-    return GibbsSampler(renew_every=50, n_anneal=500)
+    return GibbsSampler(n_sweeps=5, renew_every=50, n_anneal=500)
 
 
 def n_steps(trainer: pl.Trainer) -> int:
