@@ -25,7 +25,7 @@ SAMPLERS = {
     "+ temperature": CIMSampler(**RAW),
     "+ temperature, 10 sweeps (default)": CIMSampler(),
     "10 sweeps from random bits, no machine": None,
-    "GibbsSampler()": GibbsSampler(),
+    "GibbsSampler(5)": GibbsSampler(5),
     "+ temperature, no control": CIMSampler(control=0.0, **RAW),
     "+ temperature, control .1": CIMSampler(control=0.1, **RAW),
     "+ temperature, control .3": CIMSampler(control=0.3, **RAW),

@@ -37,7 +37,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "sampler_training.csv"
 N_LATENT = 24
 SAMPLERS = {
     "Exact": ExactSampler,
-    "Gibbs": GibbsSampler,
+    "Gibbs": lambda: GibbsSampler(5),
     "Tempering": lambda: TemperingSampler(n_replicas=8, n_start=200),
     "Simulated annealing": DimodSampler.simulated_annealing,
     "Path integral annealing": lambda: DimodSampler.path_integral_annealing(100),
