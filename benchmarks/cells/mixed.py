@@ -10,9 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from scqbm.module import Defaults, mixing_penalty
 from scqbm.module._bits import GeneDropout
-from scqbm.train._plan import _Falling
-
-CONSTANT_EPOCHS = 30  # as QBMTrainingPlan has by default
+from scqbm.train import Falling
 
 
 class MixedVAE(VAE):
@@ -45,9 +43,7 @@ class FallingPlan(TrainingPlan):
 
     def configure_optimizers(self):
         config = super().configure_optimizers()
-        epochs = self.trainer.max_epochs
-        constant = min(CONSTANT_EPOCHS, 0.75 * epochs)
-        scheduler = LambdaLR(config["optimizer"], _Falling(constant, epochs))
+        scheduler = LambdaLR(config["optimizer"], Falling(self.trainer.max_epochs))
         return config | {"lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
 

@@ -3,7 +3,10 @@
 from scqbm.train._checkpoints import Checkpoints, check_checkpoint
 from scqbm.train._negative_phase import NegativePhase
 from scqbm.train._plan import (
+    DEFAULT_LR,
+    KL_WARMUP,
     BoltzmannPlanMixin,
+    Falling,
     QBMANVITrainingPlan,
     QBMTrainingPlan,
     default_epochs,
@@ -12,8 +15,11 @@ from scqbm.train._plan import (
 )
 
 __all__ = [
+    "DEFAULT_LR",
+    "KL_WARMUP",
     "BoltzmannPlanMixin",
     "Checkpoints",
+    "Falling",
     "NegativePhase",
     "QBMANVITrainingPlan",
     "QBMTrainingPlan",

@@ -20,6 +20,8 @@ from scqbm.train._epoch_means import EpochMeansMixin
 from scqbm.train._negative_phase import NegativePhase, prior_of
 
 DEFAULT_LR = 3e-3
+CONSTANT_EPOCHS = 30  # before the learning rates fall
+KL_WARMUP = 20  # epochs
 
 
 class BoltzmannPlanMixin(EpochMeansMixin):
@@ -108,7 +110,7 @@ class BoltzmannPlanMixin(EpochMeansMixin):
         epochs = self.trainer.max_epochs or 0
         if self.n_epochs_constant_lr is None or self.reduce_lr_on_plateau or epochs < 1:
             return config
-        falling = _Falling(min(self.n_epochs_constant_lr, 0.75 * epochs), epochs)
+        falling = Falling(epochs, self.n_epochs_constant_lr)
         scheduler = LambdaLR(config["optimizer"], falling)
         return config | {"lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
@@ -148,11 +150,11 @@ def _fused(create: Callable[[Any], Optimizer]) -> Callable[[Any], Optimizer]:
     return creator
 
 
-class _Falling:
+class Falling:
     """Factor on a learning rate: 1 for a while, then in equal steps to 0 (a class: it pickles)."""
 
-    def __init__(self, constant: float, epochs: int):
-        self.constant = constant
+    def __init__(self, epochs: int, constant: int = CONSTANT_EPOCHS):
+        self.constant = min(constant, 0.75 * epochs)
         self.epochs = epochs
 
     def __call__(self, epoch: int) -> float:
@@ -189,8 +191,8 @@ class QBMTrainingPlan(BoltzmannPlanMixin, TrainingPlan):
         prior_lr: float | None = None,
         settle: bool = True,
         lr: float = DEFAULT_LR,
-        n_epochs_constant_lr: int | None = 30,
-        n_epochs_kl_warmup: int | None = 20,
+        n_epochs_constant_lr: int | None = CONSTANT_EPOCHS,
+        n_epochs_kl_warmup: int | None = KL_WARMUP,
         **kwargs,
     ):
         super().__init__(
@@ -240,8 +242,8 @@ class QBMANVITrainingPlan(BoltzmannPlanMixin, SemiSupervisedTrainingPlan):
         settle: bool = True,
         classification_ratio: float = 20,
         lr: float = DEFAULT_LR,
-        n_epochs_constant_lr: int | None = 30,
-        n_epochs_kl_warmup: int | None = 20,
+        n_epochs_constant_lr: int | None = CONSTANT_EPOCHS,
+        n_epochs_kl_warmup: int | None = KL_WARMUP,
         **kwargs,
     ):
         not_negative("classification_ratio", classification_ratio)
