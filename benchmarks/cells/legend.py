@@ -11,7 +11,7 @@ METHOD_MEANINGS = {
     "SCVI-10x2": "scVI with 10 latents and two hidden layers",
     "SCVI-30x2": "scVI with 30 latents and two hidden layers",
     "QBMVI": "our model at its defaults: 128 bits, and a learned prior with 64 hidden units",
-    "QBMVI-normal": "continuous codes",
+    "QBMVI-normal": "continuous codes, without the steps of the prior that end a training",
     "QBMVI-unmixed": "without the batch-mixing penalty",
     "QBMVI-unsettled": "without the steps of the prior that end a training",
     "QBMVI-uncoupled": "the couplings of the prior fixed at zero",
