@@ -19,9 +19,8 @@ def landscape(landscape: AnnData, color: str | None = None, ax: Axes | None = No
     """Plot the basins of a prior as a graph.
 
     The area of a circle grows with the number of cells, and its colour shows the energy, or the
-    categories of ``color``. A line is the thicker, the less the energy must rise on the way from
-    one basin to the other. The lines are the easiest ways that connect all basins, and the
-    easiest way out of each.
+    categories of ``color``. The lines are the lowest ways that connect all basins. A line is the
+    thicker, the less the energy must rise on the way from the shallower basin to the other.
 
     Parameters
     ----------
@@ -49,13 +48,12 @@ def landscape(landscape: AnnData, color: str | None = None, ax: Axes | None = No
     from matplotlib.patheffects import withStroke
 
     obs = landscape.obs
+    # by height and not by climb: a shallow basin is an easy climb away from all others
+    heights = landscape.obsp["barriers"]
+    graph = nx.minimum_spanning_tree(nx.from_scipy_sparse_array(heights))
     strength = landscape.obsp["connectivities"].toarray()
-    whole = nx.from_numpy_array(strength)
-    graph = nx.maximum_spanning_tree(whole)
-    for i in range(len(obs)):  # and the strongest link of each
-        j = int(strength[i].argmax())
-        if strength[i, j] > 0:
-            graph.add_edge(i, j, weight=strength[i, j])
+    for i, j, data in graph.edges(data=True):
+        data["weight"] = strength[i, j]
     places = nx.spring_layout(graph, seed=0, k=1.5 / np.sqrt(max(len(obs), 1)), iterations=200)
     xy = np.array([places[i] for i in range(len(obs))]).reshape(-1, 2)
     if ax is None:
@@ -163,5 +161,7 @@ def _shades(n: int) -> list:
 
 
 def _check(landscape: AnnData) -> None:
-    if "merge_tree" not in landscape.uns or "connectivities" not in landscape.obsp:
+    if "merge_tree" not in landscape.uns or not {"barriers", "connectivities"} <= set(
+        landscape.obsp
+    ):
         raise ValueError("`landscape` must be an AnnData from get_landscape.")
