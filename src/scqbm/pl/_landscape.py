@@ -54,12 +54,12 @@ def landscape(landscape: AnnData, color: str | None = None, ax: Axes | None = No
     strength = landscape.obsp["connectivities"].toarray()
     for i, j, data in graph.edges(data=True):
         data["weight"] = strength[i, j]
-    places = nx.spring_layout(graph, seed=0, k=1.5 / np.sqrt(max(len(obs), 1)), iterations=200)
+    places = nx.kamada_kawai_layout(graph, weight=None)  # all lines alike: circles stay apart
     xy = np.array([places[i] for i in range(len(obs))]).reshape(-1, 2)
     if ax is None:
         ax = new_axes(7, 5)
     for i, j, data in graph.edges(data=True):
-        ax.plot(*xy[[i, j]].T, color="0.6", linewidth=0.5 + 4 * data["weight"], zorder=1)
+        ax.plot(*xy[[i, j]].T, color="0.6", linewidth=1 + 4 * data["weight"], zorder=1)
     share = obs["n_cells"].to_numpy() / max(obs["n_cells"].sum(), 1)
     sizes = 40 + 2500 * share
     if color is None or pd.api.types.is_numeric_dtype(obs[color]):
