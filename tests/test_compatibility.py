@@ -16,7 +16,7 @@ import torch
 
 from scqbm import QBMVI
 from scqbm.data import simulate
-from scqbm.samplers import TemperingSampler
+from scqbm.samplers import GibbsSampler, TemperingSampler
 
 MODELS = Path(__file__).parent / "saved_models"
 ARGUMENTS = {
@@ -101,7 +101,8 @@ def trained(name):
     scvi.settings.seed = 0
     QBMVI.setup_anndata(adata, batch_key="batch")
     model = QBMVI(adata, n_hidden=16, **ARGUMENTS[name])
-    sampler = TemperingSampler(n_start=20) if name == "hidden" else None
+    # five sweeps: the default of those days
+    sampler = TemperingSampler(n_start=20) if name == "hidden" else GibbsSampler(5)
     quiet = {"accelerator": "cpu", "batch_size": 64, "enable_progress_bar": False}
     plan = {} if name == "default" else {"prior_lr": 1e-3}  # the rate of those days
     model.train(3, sampler=sampler, plan_kwargs=plan, **quiet)
