@@ -1,6 +1,7 @@
 """The demo runs on small data, with cell types and without."""
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -92,3 +93,14 @@ def test_a_random_part_of_many_cells(run, monkeypatch):
     monkeypatch.setattr(demo, "MAX_CELLS", 150)
     _, said = run("--epochs", "1", "--labels-key", "")
     assert "Using 150 random cells of 200." in said and "150 cells, 60 genes" in said
+
+
+def test_the_rate_of_scvi_falls_as_that_of_qbmvi():
+    group = {"lr": 1.0}
+    trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[group])])
+    rates = []
+    for trainer.current_epoch in range(100):
+        demo._FallingRate(100).on_train_epoch_start(trainer, None)
+        rates.append(group["lr"])
+    assert rates[0] == rates[30] == 3e-3 and rates[65] == pytest.approx(1.5e-3)
+    assert 0 < rates[99] < 1e-4
