@@ -1,9 +1,13 @@
 """Learning rates, KL warm-up, early stopping, and the terms of the loss in the history."""
 
 import pytest
+import scvi
 import torch
+from lightning.pytorch import LightningModule
+from pandas.testing import assert_frame_equal
 from training_helpers import FAMILIES, QUIET, Watch, coupling, make, state_of
 
+from scqbm import QBMVI
 from scqbm.train import default_epochs
 
 # -- optimizer ----------------------------------------------------------------------------------
@@ -63,6 +67,30 @@ def test_kl_warms_up_for_twenty_epochs(adata):
     model = make(adata)
     model.train(2, **QUIET)
     assert model.history["kl_weight"].iloc[-1, 0] == pytest.approx(1 / 20)
+
+
+@pytest.mark.parametrize("warmup", ["n_epochs_kl_warmup", "n_steps_kl_warmup"])
+def test_the_kl_weight_is_logged_where_it_changes(adata, monkeypatch, warmup):
+    """As SCVI's history has it, but Lightning hears of it once an epoch where that is enough."""
+    histories, heard = [], []
+    log = LightningModule.log
+
+    def listen(self, name, *args, **kwargs):
+        heard.append(name)
+        return log(self, name, *args, **kwargs)
+
+    kwargs = {"n_epochs_kl_warmup": None} | {warmup: 4}
+    for cls in (scvi.model.SCVI, QBMVI):
+        cls.setup_anndata(adata, batch_key="batch")
+        model = cls(adata)
+        heard.clear()
+        with monkeypatch.context() as context:
+            context.setattr(LightningModule, "log", listen)
+            model.train(3, plan_kwargs=kwargs, **QUIET)
+        histories.append(model.history["kl_weight"].astype(float))
+    assert_frame_equal(*histories)
+    # five steps an epoch, the first with 0 0.25 0.5 0.75 1
+    assert heard.count("kl_weight") == {"n_epochs_kl_warmup": 3, "n_steps_kl_warmup": 7}[warmup]
 
 
 def test_prior_lr_makes_a_second_group(adata):

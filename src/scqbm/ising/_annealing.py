@@ -45,23 +45,24 @@ def anneal(
     to_a = rbm.visible_field(torch.zeros_like(b)) - rbm.a
     h, back = v.new_empty(n_chains, len(b)), torch.empty_like(v)
     coupled = torch.addmm(to_b, v, W)  # the couplings' part of the field of `v`
-    cold = _log_hidden(coupled, b, 0.0, rbm.gamma)
+    cold = _log_hidden(b, coupled, 0.0, rbm.gamma)
     for step in range(1, n_steps + 1):
         share = step / n_steps
-        log_weight += _log_hidden(coupled, b, share, rbm.gamma) - cold
+        field = torch.add(b, coupled, alpha=share)
+        log_weight += _log_hidden(field, coupled, share, rbm.gamma) - cold
         if step < n_steps:
-            draw_hidden(coupled.mul_(share).add_(b), rbm.gamma, generator, h)
+            draw_hidden(field, rbm.gamma, generator, h)
             torch.addmm(torch.add(rbm.a, to_a, alpha=share), h, W_t, alpha=share, out=back)
             draw_units(back, rbm.gaussian, generator, out=v)
             torch.addmm(to_b, v, W, out=coupled)
-            cold = _log_hidden(coupled, b, share, rbm.gamma)
+            field = torch.add(b, coupled, alpha=share)
+            cold = _log_hidden(field, coupled, share, rbm.gamma)
     return v, log_weight
 
 
-def _log_hidden(coupled: Tensor, b: Tensor, share: float, gamma: Tensor | None) -> Tensor:
+def _log_hidden(field: Tensor, coupled: Tensor, share: float, gamma: Tensor | None) -> Tensor:
     """Log of what the hidden layer sums to, up to what all shares of the couplings have alike."""
-    field = torch.add(b, coupled, alpha=share)
-    return (log_sum(field, gamma) - coupled * (share / 2)).sum(-1)
+    return log_sum(field, gamma).sum(-1).sub(coupled.sum(-1), alpha=share / 2)
 
 
 def annealed_log_partition(

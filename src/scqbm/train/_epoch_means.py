@@ -97,9 +97,18 @@ class EpochMeansMixin(_Plan):
             if not isinstance(value, Metric) or name not in self._known:
                 super().log(name, value, **kwargs)
                 self._known[name] = None
-        elif not isinstance(value, numbers.Number) or self._known.get(name) != value:
-            super().log(name, value, **kwargs)
-            self._known[name] = value
+        else:
+            number = _number(value)
+            if number is None or self._known.get(name) != number:
+                super().log(name, value, **kwargs)
+                self._known[name] = number
+
+
+def _number(value: Any) -> Any:
+    """A value as a number, if it takes no wait for a device."""
+    if isinstance(value, Tensor) and value.device.type == "cpu" and value.numel() == 1:
+        return value.item()
+    return value if isinstance(value, numbers.Number) else None
 
 
 def _n_cells(batch: Any) -> int:
