@@ -291,6 +291,7 @@ def test_some_cells_and_minibatches():
     [
         ({"resolution": -1}, "`resolution` must be 0 or more"),
         ({"resolution": "fine"}, "`resolution` must be 0 or more"),
+        ({"key_added": ""}, "`key_added` must be a name or None"),
         ({"labels_key": "type"}, "`labels_key` must be a column"),
         ({"min_cells": -1}, "`min_cells` must be an integer"),
         ({"n_samples": 0}, "`n_samples` must be an integer"),

@@ -182,6 +182,7 @@ def test_matching_finds_a_permuted_copy_whatever_its_signs():
         ({"n_programs": 6}, "`n_programs` must be at most 5"),
         ({"n_programs": 2, "units": [1]}, "leave out `units`"),
         ({"key_added": "programs"}, "it needs `n_programs`"),
+        ({"n_programs": 2, "key_added": 3}, "`key_added` must be a name or None, not 3"),
         ({"n_programs": 2, "indices": [0]}, "There are no programs: all cells have the same code"),
     ],
 )

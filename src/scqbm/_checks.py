@@ -48,6 +48,12 @@ def one_of(name: str, value: Any, options: Collection[str]) -> None:
         raise ValueError(f"`{name}` must be one of {options}, not {value!r}.")
 
 
+def name_or_none(name: str, value: Any) -> None:
+    """A name to store results under."""
+    if value is not None and not (isinstance(value, str) and value):
+        raise ValueError(f"`{name}` must be a name or None, not {value!r}.")
+
+
 def arguments(of: str, given: Collection[str], known: Collection[str]) -> None:
     """No argument but the known ones; a likely typo gets a hint."""
     for name in given:

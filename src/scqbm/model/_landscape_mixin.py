@@ -98,6 +98,7 @@ class LandscapeMixin(_Model):
         if min_cells is not None:
             _checks.whole("min_cells", min_cells, 0)
         _checks.whole("n_samples", n_samples)
+        _checks.name_or_none("key_added", key_added)
         self._check_if_trained(warn=False)
         if dataloader is None:
             self._need_cells("dataloader")

@@ -98,6 +98,7 @@ class ProgramsMixin(_Model):
         _checks.whole("n_cells", n_cells)
         if n_genes is not None:
             _checks.whole("n_genes", n_genes)
+        _checks.name_or_none("key_added", key_added)
         self._check_if_trained(warn=False)
         groups = self._groups(units)
         if n_programs is not None:
