@@ -7,6 +7,8 @@ batches, about a nat. The statistic below lets the loss penalise such codes.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -21,7 +23,9 @@ REACH = 0.05  # width that decides who is whose counterpart
 COUNTERPARTS, WHOLE_BATCHES = 0.1, 0.2
 USUAL_KL = 10.0  # nats; the weight of the penalty is for codes that say so much of a cell
 LEAST_KL = 1.0  # codes that say less can hold little but the batch
-_NONE = -1e30  # log-similarity of a pair that does not count
+# Log-similarities of pairs that are far apart, and of pairs that do not count: small enough, and
+# their exponentials are still normal numbers (others take a CPU many times as long).
+_FAR, _NONE = -60.0, -80.0
 
 
 def batch_discrepancy(codes: Tensor, batch: Tensor, n_batch: int) -> Tensor:
@@ -82,50 +86,50 @@ def _of_counterparts(scaled: Tensor, same: Tensor) -> Tensor:
     same
         Which pairs are of one batch.
     """
-    close = (scaled / (-2 * REACH)).fill_diagonal_(_NONE)
-    counterparts = _mutual(close.masked_fill(same, _NONE)).masked_fill_(same, 0.0)
-    neighbours = _mutual(close).fill_diagonal_(0.0)
-    counts = counterparts.sum(1).clamp_(max=1)  # how much a cell is its counterparts' counterpart
-    both = (counts.unsqueeze(1) * counts).sqrt_()
-    counterparts *= both
-    neighbours *= both
-    # the more batches there are, the more neighbours are counterparts, and the less they differ
+    close = (scaled / (-2 * REACH)).clamp_(min=_FAR).fill_diagonal_(_NONE)
+    # both kinds of pairs at once: neighbours and counterparts
+    both = torch.stack([close, close.masked_fill(same, _NONE)])
+    half = torch.logsumexp(both, -1, keepdim=True) / 2
+    both = both.sub_(half).sub_(half.mT).exp_()  # each over the root of its row's and column's sum
+    both[0].fill_diagonal_(0.0)
+    both[1].masked_fill_(same, 0.0)
+    counts = both[1].sum(1).clamp_(max=1)  # how much a cell is its counterparts' counterpart
+    both *= torch.outer(counts, counts).sqrt_()
     n, tiny = len(same), torch.finfo(scaled.dtype).tiny
+    total = both.sum((1, 2))
+    neighbours, counterparts = both.div_(total.clamp(min=tiny).view(2, 1, 1))
+    # the more batches there are, the more neighbours are counterparts, and the less they differ
     own = (same.sum() - n).to(scaled.dtype) / max(n * (n - 1), 1)
-    total = counterparts.sum()
-    scale = torch.where((own > 0) & (total > 0), counts.mean() / own.clamp(min=tiny), 0.0)
-    counterparts /= total.clamp(min=tiny)
-    neighbours /= neighbours.sum().clamp(min=tiny)
+    scale = torch.where(torch.minimum(own, total[1]) > 0, counts.mean() / own, 0.0)
     return neighbours.sub_(counterparts).mul_(scale)
 
 
-def _mutual(close: Tensor) -> Tensor:
-    """Similarities, each over the root of the sums of its row and its column."""
-    half = torch.logsumexp(close, 1) / 2
-    return (close - half - half.unsqueeze(1)).exp_()
-
-
-def _of_whole_batches(batch: Tensor, n_batch: int, same: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the similarity of each pair counts in the second part; the weights sum to 0.
+@lru_cache(maxsize=16)  # minibatches are of one size, but for the last of an epoch
+def _by_size(n_cells: int, device: torch.device) -> Tensor:
+    """What pairs of a batch's cells count in the second part, by how many cells it has here.
 
     Let a batch have ``n`` cells here, with ``m`` cells outside it, and the share ``w`` of all. A
     pair inside counts ``w / (n (n - 1))``, a pair outside ``w / (m (m - 1))``, and a pair across
     ``-w / (n m)``. Summed over batches, that is a constant, a term for each of the two cells, and
-    one term more if they are of the same batch. Batches with fewer than two cells here (or
-    outside) do not count.
+    one term more if they are of the same batch: the three rows. Batches with fewer than two cells
+    here (or outside) do not count.
     """
-    inside = torch.bincount(batch, minlength=n_batch).double()
-    outside = len(batch) - inside
-    counts = (inside > 1) & (outside > 1)
-    share = torch.where(counts, inside / len(batch), 0.0)
+    inside = torch.arange(n_cells + 1, dtype=torch.float64, device=device)
+    outside = n_cells - inside
+    share = torch.where((inside > 1) & (outside > 1), inside / n_cells, 0.0)
     within = share / (inside * (inside - 1)).clamp(min=1)
     elsewhere = share / (outside * (outside - 1)).clamp(min=1)
     across = share / (inside * outside).clamp(min=1)
-    of_cell = (elsewhere + across)[batch]
-    of_same = (within + elsewhere + 2 * across)[batch].to(dtype)
+    return torch.stack([elsewhere, elsewhere + across, within + elsewhere + 2 * across])
+
+
+def _of_whole_batches(batch: Tensor, n_batch: int, same: Tensor, dtype: torch.dtype) -> Tensor:
+    """What the similarity of each pair counts in the second part; the weights sum to 0."""
+    counts = _by_size(len(batch), batch.device)[:, torch.bincount(batch, minlength=n_batch)]
+    _, of_cell, of_same = counts[:, batch].to(dtype)
     weights = same * of_same
-    weights += (elsewhere.sum() - of_cell).to(dtype)
-    weights -= of_cell.to(dtype).unsqueeze(1)
+    weights += counts[0].sum().to(dtype) - of_cell
+    weights -= of_cell.unsqueeze(1)
     return weights.fill_diagonal_(0.0)
 
 
@@ -137,19 +141,17 @@ class _Discrepancy(Function):
         """The weights of the pairs are constants for the gradient."""
         norm = codes.square().sum(-1)
         squared = torch.addmm(norm, codes, codes.T, alpha=-2).add_(norm.unsqueeze(1)).clamp_(min=0)
-        unit = squared.mean().clamp(min=1e-12)
+        unit = squared.mean().clamp_(min=1e-12)
         same = batch.unsqueeze(1) == batch
         weights = _of_whole_batches(batch, n_batch, same, codes.dtype).mul_(WHOLE_BATCHES)
         weights.add_(_of_counterparts(squared / unit, same), alpha=COUNTERPARTS)
-        total, slope = codes.new_zeros(()), torch.zeros_like(squared)
-        for width in BANDWIDTHS:
-            scale = -1 / (2 * width * unit)
-            similar = (squared * scale).exp_()
-            total += ((similar - 1) * weights).sum()  # the weights sum to 0: exact where all agree
-            slope.addcmul_(similar.mul_(weights), scale)
+        scales = codes.new_tensor(BANDWIDTHS).mul_(-2 * unit).reciprocal_()
+        # less 1, which changes nothing as the weights sum to 0: exact where all agree
+        similar = torch.outer(scales, squared.view(-1)).exp_().sub_(1)
         if ctx.needs_input_grad[0]:  # each pair moves both its cells, and stands in both orders
+            slope = torch.mv(similar.T, scales).add_(scales.sum()).view_as(weights).mul_(weights)
             ctx.save_for_backward(4 * (slope.sum(-1, keepdim=True) * codes - slope @ codes))
-        return total
+        return torch.mv(similar, weights.view(-1)).sum()
 
     @staticmethod
     @once_differentiable
