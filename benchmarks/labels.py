@@ -44,7 +44,7 @@ OF_SCVI = {"logistic on SCVI", "SCANVI"}  # methods that start from it; the othe
 HIDDEN = "Unknown"
 BINS = 15  # of the calibration error
 SCANVI_TRAINING = {"max_epochs": 20, "n_samples_per_label": 100}
-# the prior of version 0.2, with which these results were made
+# the former prior, with which these results were made
 FORMER, FORMER_PLAN = {"n_prior_hidden": 0}, {"settle": False}
 QUIET = {"enable_progress_bar": False}
 
@@ -183,8 +183,8 @@ def page(rows):
         "This page is written by `python benchmarks/labels.py`, which says how the labels were "
         f"hidden. {n_cells} cells of each dataset, {n_seeds} seed{'s' * (n_seeds > 1)}; each "
         "figure is a mean over seeds, with the smallest and the largest of them. *Lead*: QBMANVI "
-        "minus SCANVI, with its standard error over seeds. QBMVI and QBMANVI have the prior of "
-        f"version 0.2 here (`n_prior_hidden=0`). {versions}."
+        "minus SCANVI, with its standard error over seeds. QBMVI and QBMANVI have the "
+        f"former prior here (`n_prior_hidden=0`). {versions}."
     ]
     methods = [m for m in ["SCVI", "QBMVI", *METHODS] if m in set(rows["method"])]
     for metric, some in rows.groupby("metric", sort=False):

@@ -45,7 +45,7 @@ RESULTS = Path(__file__).parent / "results" / "quantum.csv"
 PAGE = Path(__file__).parents[1] / "docs" / "results_quantum.md"
 PRIORS = {"RBM": RBMPrior, "quantum": TransverseFieldPrior}
 ARGUMENTS = {"RBM": {}, "quantum": {"prior": "quantum"}}
-# those of version 0.2, with which these results were made
+# the former ones, with which these results were made
 PLAN = {"prior_lr": 1e-3, "settle": False}
 VISIBLE, HIDDEN = 8, 4
 QUIET = {"enable_progress_bar": False}

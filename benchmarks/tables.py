@@ -179,7 +179,7 @@ def minutes() -> str:
 def scale() -> str:
     """Both models by number of cells, machine by machine."""
     every = pd.read_csv(RESULTS / "scale.csv")
-    columns = ["cells", "model", "cells a second", "step, ms", "peak GB", "held-out -ELBO"]
+    columns = ["cells", "model", "cells a second", "step, ms", "peak GB"]
     settings = {"n_latent": "units of the code", "precision": "precision"}
     texts = []
     for _, table in every.groupby("machine", sort=False):

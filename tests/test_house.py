@@ -138,6 +138,21 @@ def test_one_home_each(what, pattern, home):
 # -- what users see ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("file", "pattern"),
+    [
+        ("CITATION.cff", r"^version: (.+)$"),
+        (".github/ecosystem/meta.yaml", r"^version: (.+)$"),
+        ("CHANGELOG.md", r"^## \[(\d.*?)\]"),
+    ],
+)
+def test_one_version(file, pattern):
+    path = Path(__file__).parents[1] / file
+    if not path.exists():
+        pytest.skip(f"{file} is not part of the source distribution")
+    assert re.search(pattern, path.read_text(), re.M)[1] == scqbm.__version__
+
+
 def test_nothing_leaks_into_the_namespace():
     public = {name for name in dir(scqbm) if not name.startswith("_")}
     rooms = {name for name in FLOORS if not name.startswith("_")}

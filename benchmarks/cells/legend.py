@@ -19,11 +19,8 @@ METHOD_MEANINGS = {
     "QBMVI-no-bonus": "without the entropy bonus",
     "QBMVI-no-dropouts": "without the dropout of genes and of the decoder",
     "QBMVI-constant-rate": "without the learning rates that fall towards the end",
-    "QBMVI-halves": "no hidden units: two halves of the 128 bits are the layers of the prior, the "
-    "default of version 0.2",
-    "QBMVI-halves-unmixed": "the same without the batch-mixing penalty",
-    "QBMVI-halves-uncoupled": "the same with the couplings of the prior fixed at zero",
-    "QBMVI-halves-frozen": "the same with the prior fixed: independent bits with probability 0.5",
+    "QBMVI-halves": "the former prior: no hidden units, and two halves of the 128 bits are the "
+    "layers of the prior",
     "QBMVI-28-exact": "28 bits, exact draws from the prior",
     "QBMVI-28-gibbs": "28 bits, the default sampler",
     "QBMVI-28-annealer": "28 bits, simulated annealing as the sampler",

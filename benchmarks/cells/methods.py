@@ -194,12 +194,9 @@ ABLATIONS = {
         scvi_like(QBMVI, sampler=samplers.DimodSampler.simulated_annealing, **SMALL)
     ),
 }
-# no hidden units and no settling: the default of version 0.2
+# no hidden units and no settling: the former default
 FORMER = {"n_prior_hidden": 0, "plan": UNSETTLED}
 HALVES = {
     "QBMVI-halves": Method(scvi_like(QBMVI, **FORMER)),
-    "QBMVI-halves-unmixed": Method(scvi_like(QBMVI, batch_mixing=0.0, **FORMER)),
-    "QBMVI-halves-uncoupled": Method(scvi_like(QBMVI, uncouple, **FORMER)),
-    "QBMVI-halves-frozen": Method(scvi_like(QBMVI, freeze, **FORMER)),
 }
 METHODS = CONTROLS | RIVALS | OURS | ABLATIONS | HALVES

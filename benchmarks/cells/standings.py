@@ -52,11 +52,11 @@ QUESTIONS = [
     ),
     Question("Trajectory: branch accuracy", "trajectory", "pseudotime", "branch accuracy"),
     Question(
-        "Generated cells: two-sample accuracy minus 0.5 (0 is perfect)",
+        "New cells: two-sample accuracy minus 0.5 (0 is perfect)",
         "generation", "generation", "two-sample accuracy", -1, (*SCVIS, "LDVAE"),
     ),
     Question(
-        "Generated cells: composition, total variation (lower is better)",
+        "New cells: composition, total variation (lower is better)",
         "generation", "generation", "composition", -1, (*SCVIS, "LDVAE"),
     ),
 ]  # fmt: skip
