@@ -219,8 +219,8 @@ def page(rows: pd.DataFrame, runs: pd.DataFrame, shortfalls: str = "") -> str:
         "# Benchmark",
         "QBMVI at its default settings, beside scVI, Harmony and principal components. In short: "
         "batches are mixed better, the held-out likelihood is better, and cell types are "
-        "predicted a little better than by scVI with 30 latents; Leiden clusters, and pseudotime on a "
-        "simulated tree, are worse.",
+        "predicted a little better than by scVI with 30 latents; Leiden clusters, and "
+        "pseudotime on a simulated tree, are worse.",
         "![Total and macro-F1 by dataset](_static/benchmark.png)",
         "## Summary",
         "*Total* is that of scib-metrics: 0.4 of batch correction and 0.6 of bio conservation. "
@@ -322,8 +322,8 @@ def worth(rows: pd.DataFrame) -> str:
         lines.append(line)
     datasets = sorted(set(rows["dataset"]))
     note = (
-        f"{cells} cells each of {' and '.join(datasets)}, 100 epochs. Change of each score, on average over "
-        "both and over the seeds; in all columns, a positive number is better than QBMVI. *bio*: "
+        f"{cells} cells each of {' and '.join(datasets)}, 100 epochs. Change of each score, on "
+        "average over both and over the seeds; in all columns, positive is better than QBMVI. *bio*: "
         "bio conservation; *F1 across*: macro-F1 in unseen batches; *nats*: held-out likelihood; "
         "*new cells*: how much harder they are to tell from real ones."
     )
