@@ -323,9 +323,9 @@ def worth(rows: pd.DataFrame) -> str:
     datasets = sorted(set(rows["dataset"]))
     note = (
         f"{cells} cells each of {' and '.join(datasets)}, 100 epochs. Change of each score, on "
-        "average over both and over the seeds; in all columns, positive is better than QBMVI. *bio*: "
-        "bio conservation; *F1 across*: macro-F1 in unseen batches; *nats*: held-out likelihood; "
-        "*new cells*: how much harder they are to tell from real ones."
+        "average over both and over the seeds; in all columns, positive is better than QBMVI. "
+        "*bio*: bio conservation; *F1 across*: macro-F1 in unseen batches; *nats*: held-out "
+        "likelihood; *new cells*: how much harder they are to tell from real ones."
     )
     return f"{markdown(lines)}\n\n{note}\n"
 
