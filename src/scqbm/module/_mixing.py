@@ -7,8 +7,6 @@ batches, about a nat. The statistic below lets the loss penalise such codes.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -86,49 +84,42 @@ def _of_counterparts(scaled: Tensor, same: Tensor) -> Tensor:
     same
         Which pairs are of one batch.
     """
-    close = (scaled / (-2 * REACH)).clamp_(min=_FAR).fill_diagonal_(_NONE)
     # both kinds of pairs at once: neighbours and counterparts
-    both = torch.stack([close, close.masked_fill(same, _NONE)])
-    half = torch.logsumexp(both, -1, keepdim=True) / 2
-    both = both.sub_(half).sub_(half.mT).exp_()  # each over the root of its row's and column's sum
-    both[0].fill_diagonal_(0.0)
-    both[1].masked_fill_(same, 0.0)
-    counts = both[1].sum(1).clamp_(max=1)  # how much a cell is its counterparts' counterpart
-    both *= torch.outer(counts, counts).sqrt_()
     n, tiny = len(same), torch.finfo(scaled.dtype).tiny
-    total = both.sum((1, 2))
-    neighbours, counterparts = both.div_(total.clamp(min=tiny).view(2, 1, 1))
+    none = torch.stack([torch.eye(n, dtype=torch.bool, device=same.device), same])
+    close = (scaled / (-2 * REACH)).clamp_(min=_FAR).masked_fill(none, _NONE)
+    half = torch.logsumexp(close, -1, keepdim=True) / 2
+    # each over the root of the sums of its row and its column
+    pairs = close.sub_(half).sub_(half.mT).exp_().masked_fill_(none, 0.0)
+    counts = pairs[1].sum(1).clamp(max=1)  # how much a cell is its counterparts' counterpart
+    pairs *= torch.outer(counts, counts).sqrt_()
+    total = pairs.sum((1, 2))
+    pairs /= total.clamp(min=tiny).view(2, 1, 1)
     # the more batches there are, the more neighbours are counterparts, and the less they differ
     own = (same.sum() - n).to(scaled.dtype) / max(n * (n - 1), 1)
     scale = torch.where(torch.minimum(own, total[1]) > 0, counts.mean() / own, 0.0)
-    return neighbours.sub_(counterparts).mul_(scale)
+    return (pairs[0] - pairs[1]) * scale
 
 
-@lru_cache(maxsize=16)  # minibatches are of one size, but for the last of an epoch
-def _by_size(n_cells: int, device: torch.device) -> Tensor:
-    """What pairs of a batch's cells count in the second part, by how many cells it has here.
+def _of_whole_batches(batch: Tensor, n_batch: int, same: Tensor, dtype: torch.dtype) -> Tensor:
+    """What the similarity of each pair counts in the second part; the weights sum to 0.
 
     Let a batch have ``n`` cells here, with ``m`` cells outside it, and the share ``w`` of all. A
     pair inside counts ``w / (n (n - 1))``, a pair outside ``w / (m (m - 1))``, and a pair across
     ``-w / (n m)``. Summed over batches, that is a constant, a term for each of the two cells, and
-    one term more if they are of the same batch: the three rows. Batches with fewer than two cells
-    here (or outside) do not count.
+    one term more if they are of the same batch. Batches with fewer than two cells here (or
+    outside) do not count.
     """
-    inside = torch.arange(n_cells + 1, dtype=torch.float64, device=device)
-    outside = n_cells - inside
-    share = torch.where((inside > 1) & (outside > 1), inside / n_cells, 0.0)
-    within = share / (inside * (inside - 1)).clamp(min=1)
-    elsewhere = share / (outside * (outside - 1)).clamp(min=1)
-    across = share / (inside * outside).clamp(min=1)
-    return torch.stack([elsewhere, elsewhere + across, within + elsewhere + 2 * across])
-
-
-def _of_whole_batches(batch: Tensor, n_batch: int, same: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the similarity of each pair counts in the second part; the weights sum to 0."""
-    counts = _by_size(len(batch), batch.device)[:, torch.bincount(batch, minlength=n_batch)]
-    _, of_cell, of_same = counts[:, batch].to(dtype)
+    inside = torch.bincount(batch, minlength=n_batch).double()
+    outside = len(batch) - inside
+    counts = (torch.minimum(inside, outside) > 1).double() / len(batch)  # w / n, or 0
+    across = counts / outside.clamp(min=1)
+    elsewhere = across * inside / (outside - 1).clamp(min=1)
+    within = counts / (inside - 1).clamp(min=1)
+    of_batch = torch.stack([elsewhere + across, within + elsewhere + 2 * across])
+    of_cell, of_same = of_batch[:, batch].to(dtype)
     weights = same * of_same
-    weights += counts[0].sum().to(dtype) - of_cell
+    weights += elsewhere.sum().to(dtype) - of_cell
     weights -= of_cell.unsqueeze(1)
     return weights.fill_diagonal_(0.0)
 
