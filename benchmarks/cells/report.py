@@ -13,6 +13,7 @@ python benchmarks/cells/run.py --cells 1500 --epochs 100 --seeds 0 1 --datasets 
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ from tables import markdown
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/benchmark.csv"
 PARTS_WORTH = ROOT / "benchmarks/results/parts.csv"
+CONTROL = "SCVI-30+"  # has all that we have but the prior; no method that anybody released
 SHORTFALLS = Path(__file__).with_name("shortfalls.md")  # of RESULTS: tried, and why it fails
 
 
@@ -87,18 +89,22 @@ def folded(title: str, *texts: str) -> str:
 
 
 def summary(rows: pd.DataFrame) -> str:
-    """One line a dataset: Total beside the best rival's, and the leads in three other scores."""
+    """One line a dataset: Total, our leads in it, and those in three other scores."""
     others = {
         "macro-F1, unseen batches": ACROSS,
         "likelihood, nats": NEGATIVE_ELBO,
         "new cells": GENERATION,
     }
-    total = leads(by_seed(rows, INTEGRATION[0], "all"), INTEGRATION[0])
+    total = by_seed(rows, INTEGRATION[0], "all")
+    released = leads(total.drop(columns=CONTROL, errors="ignore"), INTEGRATION[0])
+    control = leads(total, replace(INTEGRATION[0], rivals=(CONTROL,)))
     more = {name: leads(by_seed(rows, q, "all"), q) for name, q in others.items()}
     lines = []
-    for dataset, lead in total.iterrows():
-        line = {"dataset": dataset, "best rival": f"{lead['rival']} {lead['theirs']:.3f}"}
-        line |= {"QBMVI": f"{lead['ours']:.3f}", "lead": f"**{with_error(lead, 3)}**"}
+    for dataset, lead in released.iterrows():
+        line = {"dataset": dataset, "QBMVI": f"{lead['ours']:.3f}"}
+        line["lead, released methods"] = f"**{with_error(lead, 3)}**"
+        if dataset in control.index:
+            line[f"lead, {CONTROL}"] = f"**{with_error(control.loc[dataset], 3)}**"
         for name, question in others.items():
             known = dataset in more[name].index
             digits = question.digits
@@ -223,10 +229,12 @@ def page(rows: pd.DataFrame, runs: pd.DataFrame, shortfalls: str = "") -> str:
         "pseudotime on a simulated tree, are worse.",
         "![Total and macro-F1 by dataset](_static/benchmark.png)",
         "## Summary",
-        "*Total* is that of scib-metrics: 0.4 of batch correction and 0.6 of bio conservation. "
-        "The *lead* is QBMVI minus the rival that is best "
-        "on the dataset, with its standard error over seeds. The last three columns are leads as "
-        "well, each over the rival that is best in that score; positive: QBMVI is better.",
+        "*Total* is that of scib-metrics: 0.4 of batch correction and 0.6 of bio conservation. A "
+        "*lead* is QBMVI minus a rival, with its standard error over seeds; positive: QBMVI is "
+        "better. *Released methods*: scVI with 10 or 30 latents and one or two layers, Harmony "
+        f"and principal components, of which the best on the dataset counts. *{CONTROL}*: "
+        "scVI with our batch-mixing penalty, dropouts and schedule. The last three columns are leads over "
+        "the best of all of them in that score.",
         f":::{{div}} figures\n{summary(rows)}\n:::",
         "The lead in Total comes from the batch-mixing penalty and not from the prior: "
         "[what each part is worth](model.md#what-each-part-is-worth).",
