@@ -233,8 +233,8 @@ def page(rows: pd.DataFrame, runs: pd.DataFrame, shortfalls: str = "") -> str:
         "*lead* is QBMVI minus a rival, with its standard error over seeds; positive: QBMVI is "
         "better. *Released methods*: scVI with 10 or 30 latents and one or two layers, Harmony "
         f"and principal components, of which the best on the dataset counts. *{CONTROL}*: "
-        "scVI with our batch-mixing penalty, dropouts and schedule. The last three columns are leads over "
-        "the best of all of them in that score.",
+        "scVI with our batch-mixing penalty, dropouts and schedule. The last three columns "
+        "are leads over the best of all of them in that score.",
         f":::{{div}} figures\n{summary(rows)}\n:::",
         "The lead in Total comes from the batch-mixing penalty and not from the prior: "
         "[what each part is worth](model.md#what-each-part-is-worth).",
