@@ -83,6 +83,19 @@ def test_the_gradient_is_that_of_the_definition(n_batch):
     torch.testing.assert_close(ours, by_pairs)
 
 
+@pytest.mark.parametrize("distance", [3.0, 1e3])
+def test_a_cell_far_from_all_others_is_no_trouble(distance):
+    """Similarities that single precision cannot hold do not make the penalty infinite or NaN."""
+    torch.manual_seed(0)
+    codes, batch = torch.rand(128, 4, dtype=torch.float64), torch.arange(128) % 3
+    codes[5] += distance
+    single = codes.float().requires_grad_()
+    value = batch_discrepancy(single, batch, 3)
+    assert float(value.detach()) == pytest.approx(float(by_hand(codes, batch)), abs=1e-5)
+    (gradient,) = torch.autograd.grad(value, single)
+    assert torch.isfinite(gradient).all()
+
+
 def types(n, n_types=4, seed=0):
     """Codes of ``n`` cells of types that are well apart, and their types."""
     g = torch.Generator().manual_seed(seed)
