@@ -5,8 +5,9 @@ python benchmarks/quality.py --plot
 
 Both models train with their own defaults (likelihood, width, batch size, epochs) on the same cells
 and the same split; SCVI with two learning rates, of which the better counts. The held-out ELBO is
-computed at about 40 epochs of each training, and its time counts for both. The curves are in
-results/quality.csv, and ``--plot`` draws them in docs/_static/quality.png.
+computed at about 40 epochs of each training, and its time counts for both; so does the time in
+which QBMVI's prior settles at the end. The curves are in results/quality.csv, and ``--plot`` draws
+them in docs/_static/quality.png.
 """
 
 import argparse
@@ -72,7 +73,9 @@ def curve(cls, adata, batch_key, seed, epochs, lr=None):
         enable_progress_bar=False,
         accelerator="cpu",
     )
-    return pd.DataFrame(watch.points, columns=["epoch", "seconds", "negative_elbo"]), epochs
+    points = pd.DataFrame(watch.points, columns=["epoch", "seconds", "negative_elbo"])
+    # to the end of QBMVI's settling, which follows the last epoch
+    return points.assign(whole=time.perf_counter() - watch.start), epochs
 
 
 def run(args):
@@ -92,7 +95,7 @@ def run(args):
                 about |= {"scvi-tools": scvi.__version__, "python": platform.python_version()}
                 save(points.assign(**about), args.out)
                 last = points.iloc[-1]
-                print(name, method, lr, f"{last.seconds:.0f} s, {last.negative_elbo:.2f} nats")
+                print(name, method, lr, f"{last.whole:.0f} s, {last.negative_elbo:.2f} nats")
 
 
 def save(rows, out):
@@ -122,8 +125,8 @@ def summary(curves):
                 "QBMVI's epochs": ours["epochs"].iloc[0],
                 "SCVI's final -ELBO": rival["negative_elbo"],
                 "QBMVI's final -ELBO": ours["negative_elbo"].iloc[-1],
-                "passed at (of SCVI's time)": passed.min() / rival["seconds"],
-                "whole training (of SCVI's time)": ours["seconds"].max() / rival["seconds"],
+                "passed at (of SCVI's time)": passed.min() / rival["whole"],
+                "whole training (of SCVI's time)": ours["whole"].iloc[0] / rival["whole"],
             }
         )
     return pd.DataFrame(rows)
