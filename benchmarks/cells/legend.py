@@ -24,8 +24,8 @@ METHOD_MEANINGS = {
     "QBMVI-28-exact": "28 bits, exact draws from the prior",
     "QBMVI-28-gibbs": "28 bits, the default sampler",
     "QBMVI-28-annealer": "28 bits, simulated annealing as the sampler",
-    "SCVI-30+": "scVI with 30 latents and all that QBMVI has besides its prior: batch mixing, "
-    "dropouts and the schedule of learning rates",
+    "SCVI-30+": "scVI with 30 latents and QBMVI's batch mixing, "
+    "dropouts and schedule of learning rates",
     "SCVI-30-mixture": "the same as SCVI-30, but new cells are drawn from a Gaussian mixture that "
     "was fitted to the codes after training",
     "LDVAE": "scVI with a linear decoder",
