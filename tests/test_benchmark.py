@@ -223,3 +223,14 @@ def test_rare_types_do_not_spoil_the_common_ones():
     table = benchmark.classification(adata, "type", {"e": "codes"})
     for classifier in CLASSIFIERS:
         assert value(table, "e", f"{classifier} accuracy", "within") > 0.95
+
+
+def test_neighbours_are_at_most_the_cells_of_a_small_batch():
+    adata = AnnData(np.zeros((200, 1), np.float32))
+    adata.obs["cell_type"] = np.tile(["a", "b"], 100)
+    adata.obs["batch"] = np.where(np.arange(200) < 188, "large", "small")
+    adata.obsm["X"] = np.where(adata.obs["cell_type"] == "a", 0.0, 1.0)[:, None]
+    table = benchmark.classification(
+        adata, "cell_type", {"x": "X"}, batch_key="batch", classifiers=("kNN",)
+    )
+    assert value(table[table["group"] == "across"], "x", "kNN accuracy") == 1

@@ -206,3 +206,40 @@ def test_cells_on_request_are_judged_by_type():
         with pytest.raises(ValueError, match=says) as error:
             benchmark.conditional_generation(adata, {}, held_out, **given)
         assert_one_sentence(error.value)
+
+
+def test_all_cells_of_another_anndata_are_scored_by_default(models):
+    adata, _ = models
+    part = adata[50:110].copy()
+    expected = likelihood_of(models, np.arange(60), part)
+    pd.testing.assert_frame_equal(likelihood_of(models, None, part), expected)
+
+
+def test_numbers_of_synthetic_cells_do_not_matter():
+    """A classifier that predicts the larger group would seem to know nothing."""
+    adata = simulate(1200, 50, n_batches=1, n_types=4, seed=0)
+    rng = np.random.default_rng(0)
+    shuffled = adata.X.toarray()
+    for gene in shuffled.T:
+        rng.shuffle(gene)
+    held_out = np.arange(0, 1200, 6)
+    scores = [
+        value(
+            benchmark.generation(adata, {"x": shuffled[:n]}, held_out), "x", "two-sample accuracy"
+        )
+        for n in (200, 1200)
+    ]
+    assert scores[0] > 0.6 and scores[1] == pytest.approx(scores[0], abs=0.08)
+
+
+def test_the_seed_decides_the_scores_of_cells_on_request(models):
+    adata, trained = models
+    model = {"QBMVI": trained["QBMVI"]}
+    held_out = model["QBMVI"].validation_indices
+    tables = [
+        benchmark.conditional_generation(
+            adata, model, held_out, "cell_type", n_samples=40, min_cells=20, seed=1
+        )
+        for _ in range(2)
+    ]
+    pd.testing.assert_frame_equal(*tables)

@@ -124,3 +124,50 @@ def test_checkpoints_that_cannot_be_resumed(adata, workdir):
 def test_bad_arguments(adata, workdir):
     with pytest.raises(ValueError, match="`checkpoint_every`"):
         make(adata).train(1, checkpoint_every=0, **QUIET)
+
+
+def test_a_resumed_training_falls_by_its_own_number_of_epochs(adata, workdir):
+    plan = {"plan_kwargs": {"lr": 1e-3, "n_epochs_constant_lr": 2}}
+    make(adata).train(4, checkpoint_every=2, checkpoint_dir="run", **plan, **QUIET)
+
+    class Rates(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_epoch_start(self, trainer, plan):
+            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    straight, resumed = Rates(), Rates()
+    make(adata).train(8, callbacks=[straight], **plan, **QUIET)
+    make(adata).train(8, callbacks=[resumed], ckpt_path="run/last.ckpt", **plan, **QUIET)
+    assert resumed.seen == pytest.approx(straight.seen[-len(resumed.seen) :])
+    assert min(resumed.seen) > 0 and 4 <= len(resumed.seen) <= 5
+
+
+def test_chains_begin_anew_if_the_device_is_of_another_kind(adata, workdir):
+    make(adata).train(2, checkpoint_every=2, checkpoint_dir="run", **QUIET)
+    checkpoint = torch.load("run/last.ckpt", weights_only=True)
+    (name,) = [name for name in checkpoint["callbacks"] if "NegativePhase" in name]
+    checkpoint["callbacks"][name]["generator"] = torch.zeros(16, dtype=torch.uint8)  # as CUDA's
+    torch.save(checkpoint, "other.ckpt")
+    model = make(adata)
+    model.train(3, ckpt_path="other.ckpt", **QUIET)
+    assert all(p.isfinite().all() for p in model.module.parameters())
+
+
+def test_callbacks_of_the_trainer_config_stay_beside_the_checkpoints(adata, workdir):
+    class Count(Callback):
+        epochs = 0
+
+        def on_train_epoch_end(self, trainer, plan):
+            self.epochs += 1
+
+    count = Count()
+    config = {"callbacks": [count]}
+    make(adata).train(3, checkpoint_every=2, checkpoint_dir="run", trainer_config=config, **QUIET)
+    assert count.epochs == 3 and step_of("run/last.ckpt") > 0
+
+
+def test_apples_gpus_are_refused_in_one_sentence(adata):
+    with pytest.raises(ValueError, match="not 'mps': Apple's GPUs have no double precision"):
+        make(adata).train(1, accelerator="mps")

@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pytest
 from helpers import assert_same_cells
@@ -168,3 +169,21 @@ def test_chosen_genes_tell_published_types_apart():
         between += (codes == code).mean() * shift**2
     share = between / logged.var(0).clip(1e-9)
     assert np.median(share[chosen]) > 2 * np.median(share[~chosen])
+
+
+@pytest.mark.parametrize("kind", [int, bool, str])
+def test_prepare_takes_batches_of_any_kind(kind):
+    adata = simulate(200, 60, n_types=2, n_batches=2, seed=0)
+    numbers = adata.obs["batch"].cat.codes.to_numpy()
+    expected = prepare(adata, "batch", 20).var_names
+    adata.obs["batch"] = numbers.astype(kind)
+    found = prepare(adata, "batch", 20)
+    assert list(found.var_names) == list(expected)
+    assert (found.obs["batch"].to_numpy() == numbers.astype(kind)).all()  # as it was
+
+
+def test_prepare_takes_a_file(tmp_path):
+    adata = simulate(200, 60, n_types=2, n_batches=2, seed=0)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    assert_same_cells(prepare(backed, "batch", 20), prepare(adata, "batch", 20))

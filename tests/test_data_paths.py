@@ -180,3 +180,29 @@ def test_the_prior_tells_the_same_of_cells_in_a_file(tmp_path):
     # scvi-tools sorts the cells whose depths are read from a file, so the counts are other draws
     depths = [cells.X.sum() for cells in (its, of_a_type)]
     assert depths[0] == pytest.approx(depths[1], rel=0.2)
+
+
+@pytest.mark.parametrize("form", [backed, backed_dense])
+def test_cells_in_a_file_keep_the_order_that_was_asked_for(tmp_path, form):
+    """scvi-tools sorts the cells of a minibatch if they are on disk."""
+    model = trained(cells())
+    model.save(tmp_path / "model")
+    on_disk = QBMVI.load(tmp_path / "model", adata=form(tmp_path))
+    asked = np.random.default_rng(0).permutation(on_disk.adata.n_obs)[:150]
+    asked = np.append(asked, asked[:5])  # also twice
+    asks = {"get_latent_representation": {}, "get_prior_energy": {"kind": "csp"}}
+    for method, kwargs in asks.items():
+        expected, found = (
+            getattr(one, method)(indices=asked, batch_size=32, **kwargs)
+            for one in (model, on_disk)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=method)
+    drawn, same = (one.sample_cells(400, seed=1) for one in (model, on_disk))
+    assert (drawn.obs["batch"].to_numpy() == same.obs["batch"].to_numpy()).all()
+    # the decoder, too, was told of these batches and depths
+    depth = (np.asarray(each.X.sum(1)).ravel() for each in (drawn, same))
+    assert np.corrcoef(*depth)[0, 1] > 0.5
+    on_disk.write_results(tmp_path / "results.h5ad", indices=asked[:150], silent=True)
+    written = anndata.read_h5ad(tmp_path / "results.h5ad")
+    expected = model.get_latent_representation(indices=asked[:150])
+    np.testing.assert_allclose(written.obsm["X_qbmvi"], expected, rtol=1e-4, atol=1e-5)

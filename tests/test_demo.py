@@ -104,3 +104,27 @@ def test_the_rate_of_scvi_falls_as_that_of_qbmvi():
         rates.append(group["lr"])
     assert rates[0] == rates[30] == 3e-3 and rates[65] == pytest.approx(1.5e-3)
     assert 0 < rates[99] < 1e-4
+
+
+def test_cells_without_a_type_are_not_one_more_type(monkeypatch, capsys):
+    adata = simulate(200, 30, n_types=2, seed=0)
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(object)
+    adata.obs.loc[adata.obs_names[::2], "cell_type"] = None
+    told = []
+
+    class Stub:
+        @classmethod
+        def from_qbmvi_model(cls, model, unknown, labels_key):
+            told.extend(set(adata.obs[labels_key]))
+            return cls()
+
+        def train(self):
+            pass
+
+        def predict(self):
+            return adata.obs["cell_type"].fillna("type_0").to_numpy()
+
+    monkeypatch.setattr(demo, "QBMANVI", Stub)
+    demo._few_labels(None, adata, "cell_type", 0)
+    assert set(told) == {demo.UNKNOWN, "type_0", "type_1"}
+    assert "finds those of 100% of the others" in capsys.readouterr().out

@@ -141,3 +141,12 @@ def test_numbers_of_chains_and_steps_are_checked():
         with pytest.raises(ValueError, match=next(iter(kwargs))) as error:
             matching_fields(rbm, wanted, **kwargs)
         assert_one_sentence(error.value)
+
+
+def test_means_of_hidden_units_in_a_transverse_field_are_refused():
+    rbm = machine(False)
+    rbm = RBM(rbm.a, rbm.b, rbm.W, gamma=torch.ones_like(rbm.b))
+    half = torch.full_like(rbm.a, 0.5), torch.full_like(rbm.b, 0.5)
+    assert matching_fields(rbm, half[0])[0].isfinite().all()
+    with pytest.raises(ValueError, match="transverse field cannot be asked for"):
+        matching_fields(rbm, *half)

@@ -522,3 +522,12 @@ def test_a_landscape_is_for_qbmvi(trained):
     with pytest.raises(NotImplementedError, match="call it on the QBMVI model") as caught:
         trained.get_landscape()
     assert_one_sentence(caught.value)
+
+
+def test_rejecting_needs_the_cells_that_the_model_was_trained_on(trained, tmp_path):
+    trained.save(tmp_path / "m")
+    some = trained.adata[:80].copy()
+    loaded = QBMANVI.load(tmp_path / "m", adata=some)
+    assert len(loaded.predict()) == 80
+    with pytest.raises(ValueError, match="`reject` needs labelled cells among those"):
+        loaded.predict(reject=0.3)

@@ -436,3 +436,21 @@ def test_bad_keys_of_units(with_landscape):
         with pytest.raises(ValueError, match=says) as error:
             pl.units(adata, **given)
         assert_one_sentence(error.value)
+
+
+def test_basins_without_a_value_and_cells_without_scores(with_landscape):
+    landscape = with_landscape[2].copy()
+    landscape.obs["some"] = [np.nan] * (landscape.n_obs - 1) + [1.0]
+    landscape.obs["high"] = np.inf
+    for color in ("some", "high"):
+        ax = pl.landscape(landscape, color=color)
+        assert sum(len(dots.get_offsets()) for dots in ax.collections) == landscape.n_obs
+    cells = AnnData(np.zeros((6, 1), np.float32), obs={"type": list("aabbcc")})
+    cells.obsm["programs"] = pd.DataFrame(
+        {"p": [1.0, 2, 3, np.nan, np.nan, np.nan]}, index=cells.obs_names
+    )
+    ax = pl.units(cells, "type", code_key="programs")
+    assert sorted(texts(ax.get_yticklabels())) == ["a", "b"]  # c has no scores
+    cells.obsm["programs"]["p"] = np.nan
+    with pytest.raises(ValueError, match="holds no values for the groups"):
+        pl.units(cells, "type", code_key="programs")

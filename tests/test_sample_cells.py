@@ -163,3 +163,29 @@ def test_synthetic_cells_are_written_and_read(with_covariates, tmp_path, options
     assert (read.X != drawn.X).nnz == 0 and read.uns["sample_cells"] == drawn.uns["sample_cells"]
     np.testing.assert_array_equal(read.obsm["code"], drawn.obsm["code"])
     pd.testing.assert_frame_equal(read.obs, drawn.obs, check_categorical=False, check_dtype=False)
+
+
+def test_a_model_with_other_cells_forgets_which_it_was_trained_on(models, tmp_path):
+    adata, trained = models
+    model = trained["QBMVI"]
+    model.save(tmp_path / "m")
+    few = QBMVI.load(tmp_path / "m", adata=adata[:80].copy())
+    assert few.sample_cells(50).n_obs == 50
+    chosen = random_cells(few, 500, 0)
+    assert set(chosen) == set(range(80))  # all of them, and not the positions of the old ones
+    again = QBMVI.load(tmp_path / "m", adata=adata.copy())
+    assert set(random_cells(again, 5000, 0)) == set(model.train_indices)
+    other = adata[::-1].copy()  # as many, in another order
+    moved = QBMVI.load(tmp_path / "m", adata=other)
+    assert set(random_cells(moved, 5000, 0)) == set(range(adata.n_obs))
+
+
+def test_a_depth_is_refused_where_size_factors_scale_the_counts():
+    adata = simulate(100, 20, seed=0)
+    adata.obs["size"] = np.asarray(adata.X.sum(1)).ravel()
+    QBMVI.setup_anndata(adata, size_factor_key="size")
+    model = QBMVI(adata, n_latent=4, n_hidden=8)
+    model.train(1, accelerator="cpu", enable_progress_bar=False)
+    assert model.sample_cells(10).n_obs == 10
+    with pytest.raises(ValueError, match="`library_size` cannot be set: the model has a size_f"):
+        model.sample_cells(10, library_size=100)

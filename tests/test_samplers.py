@@ -195,3 +195,27 @@ def test_tempering_reaches_the_floor_on_a_glass():
     assert off["error_2"] > 0.5
     assert on["error_2"] < 1.15 * on["floor_2"]
     assert on["floor_2"] < 0.07
+
+
+@pytest.mark.parametrize("n_sweeps", [1, 3])
+def test_all_replicas_swap_if_a_query_has_an_odd_number_of_sweeps(n_sweeps):
+    rbm = glass(12, 3.0)
+    sampler, state, generator = (
+        TemperingSampler(n_sweeps, n_replicas=8, n_start=0),
+        None,
+        seeded(0),
+    )
+    for _ in range(300 // n_sweeps):
+        draws = sampler.sample(rbm, 100, state, generator)
+        state = draws.state
+    assert draws.info["swap_rate"] > 0.1
+    assert (state["scales"].diff() > 0.01).all()  # no two replicas at one factor
+
+
+def test_tempering_begins_anew_after_another_sampler():
+    rbm = tiny_rbm("bits")
+    other = GibbsSampler().sample(rbm, 5, None, seeded(0)).state
+    state = {"x": other["visible"]}  # as of a sampler that keeps something else
+    for foreign in (other, state):
+        draws = TemperingSampler(n_start=0).sample(rbm, 5, foreign, seeded(1))
+        assert draws.visible.shape == (5, 3)

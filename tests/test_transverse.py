@@ -23,6 +23,7 @@ from scqbm.samplers import (
     SamplerError,
     TemperingSampler,
     ask,
+    assess,
     moments,
 )
 from scqbm.samplers.cim import CIMSampler
@@ -219,3 +220,26 @@ def test_samplers_of_classical_spins_say_so():
     assert MAX_EXACT_UNITS == 20
     with pytest.raises(SamplerError, match="has 21"):
         ask(ExactSampler(), machine(21, 2, 1.0), 4)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 4.0])
+@pytest.mark.parametrize("x", [-3.0, 0.0, 0.001, 2.0])
+def test_variance_of_a_hidden_spin(gamma, x):
+    """Against draws; ``h`` is a bit without a field, and a number between 0 and 1 in one."""
+    rbm = RBM(torch.zeros(1), torch.tensor([x]), torch.zeros(1, 1), gamma=torch.tensor([gamma]))
+    v = torch.zeros(200_000, 1)
+    drawn = rbm.draw_hidden(v, seeded(0)).double()
+    assert rbm.hidden_variance(v)[0].item() == pytest.approx(drawn.var().item(), rel=0.02)
+
+
+def test_the_sign_of_a_field_does_not_matter():
+    x = torch.linspace(-3, 3, 50_000)[:, None]
+    plus, minus = (draw_hidden(x, torch.tensor([g]), seeded(0)) for g in (2.0, -2.0))
+    torch.testing.assert_close(plus, minus)
+
+
+def test_assess_finds_exact_draws_at_the_floor_in_a_field():
+    rbm = machine(5, 4, gamma=3.0)
+    row = assess(ExactSampler(), rbm, n_draws=1000, n_queries=40).iloc[0]
+    for which in ("1", "2"):
+        assert row[f"error_{which}"] == pytest.approx(row[f"floor_{which}"], rel=0.15)

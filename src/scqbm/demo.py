@@ -177,14 +177,17 @@ def _few_labels(model: QBMVI, adata: AnnData, label_key: str | None, seed: int) 
     if label_key is None:
         return
     rng = np.random.default_rng(seed)
-    types = adata.obs[label_key].astype(str).to_numpy()
+    labels = adata.obs[label_key]
+    types = labels.astype(object).where(labels.notna(), UNKNOWN).astype(str).to_numpy()
+    typed = types != UNKNOWN
     known = rng.random(adata.n_obs) < KNOWN
     known[np.unique(types, return_index=True)[1]] = True  # one of each type at least
+    known &= typed
     adata.obs["known_type"] = pd.Categorical(np.where(known, types, UNKNOWN))
     labelled = QBMANVI.from_qbmvi_model(model, UNKNOWN, labels_key="known_type")
     labelled.train()
     adata.obs["predicted_type"] = predicted = labelled.predict()
-    right = (predicted == types)[~known].mean()
+    right = (predicted == types)[typed & ~known].mean()
     _say(
         f"With the types of {KNOWN:.0%} of the cells, QBMANVI finds those of {right:.0%} of the "
         "others."

@@ -142,7 +142,10 @@ def _score(array, labels, folds, classifier, seed, partial) -> tuple[float, floa
     truth, guess = [], []
     with one_thread():
         for train, test in folds:
-            model = classify_by(classifier, seed).fit(array[train], labels[train])
+            model = classify_by(classifier, seed)
+            if classifier == "kNN":  # a small batch may have fewer cells than neighbours
+                model.set_params(n_neighbors=min(model.n_neighbors, max(1, len(train) // 4)))
+            model.fit(array[train], labels[train])
             truth.append(labels[test])
             guess.append(model.predict(array[test]))
     truth, guess = np.concatenate(truth), np.concatenate(guess)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 
 from scqbm import _checks
@@ -99,7 +100,9 @@ def conditional_generation(
         scores = []
         for one, (mine, unseen, real, source) in cells_of.items():
             new = model.sample_cells(n_samples, like=mine, seed=seed)
-            codes = model.get_latent_representation(indices=source, representation="sample")
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                codes = model.get_latent_representation(indices=source, representation="sample")
             own = model.decode(codes, like=mine, seed=seed)
             new, own, theirs = space(new.X), space(own.X), space(adata.X[real])
             n = len(real)

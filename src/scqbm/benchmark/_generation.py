@@ -100,7 +100,12 @@ def generation(
             )
     table = []
     for name, counts in drawn.items():
-        values = _scores(counts, adata.X[real], space, namer, seed)
+        # as many of both: accuracies and distances depend on the numbers
+        n = min(counts.shape[0], len(real))
+        theirs = real if n == len(real) else np.sort(rng.permutation(real)[:n])
+        if n < counts.shape[0]:
+            counts = counts[np.sort(rng.permutation(counts.shape[0])[:n])]
+        values = _scores(counts, adata.X[theirs], space, namer, seed)
         table += rows(name, "generation", values)
     return pd.DataFrame(table)
 

@@ -33,8 +33,8 @@ def likelihood(
     models
         From a name to a trained :class:`scqbm.QBMVI` or :class:`scvi.model.SCVI`.
     indices
-        Held-out cells: their positions, or a Boolean mask of all cells. By default each model's
-        own validation cells.
+        Held-out cells: their positions, or a Boolean mask of all cells. By default all cells of
+        ``adata``, or each model's own validation cells without one.
     adata
         The data that ``indices`` refer to. By default each model's own data.
     n_repeats
@@ -71,7 +71,8 @@ def likelihood(
             raise ValueError(
                 f"`adata` must be given, since the model {name!r} was trained without an AnnData."
             )
-        cells = model.validation_indices if indices is None else indices
+        own = model.validation_indices if adata is None else np.arange(data.n_obs)
+        cells = own if indices is None else indices
         cells = _checks.which_cells(data.n_obs, () if cells is None else cells, "indices")
         with torch.random.fork_rng():
             torch.manual_seed(seed)

@@ -61,7 +61,7 @@ def prepare(adata: AnnData, batch_key: str | None = None, n_top_genes: int = 200
     Parameters
     ----------
     adata
-        Raw counts in ``X``. Not changed.
+        Raw counts in ``X``. Not changed. A backed AnnData is read into memory.
     batch_key
         Column of ``adata.obs`` with the batches: genes are then ranked within each batch. ``None``
         ranks them over all cells.
@@ -72,6 +72,8 @@ def prepare(adata: AnnData, batch_key: str | None = None, n_top_genes: int = 200
     -------
     A copy with the chosen genes in their original order.
     """
+    if adata.isbacked:
+        adata = adata.to_memory()
     if not are_counts(adata.X):
         raise ValueError("`adata` must hold raw counts (non-negative integers) in X.")
     if batch_key is not None:
@@ -82,7 +84,11 @@ def prepare(adata: AnnData, batch_key: str | None = None, n_top_genes: int = 200
     if n_top_genes < adata.n_vars:
         import scanpy as sc  # slow to import, so only here
 
-        logged = AnnData(log_normalised(adata.X), obs=adata.obs, var=adata.var[[]])
+        obs = adata.obs[[]].copy()
+        if batch_key is not None:  # scanpy wants categories, also of numbers, and each with cells
+            batch = adata.obs[batch_key].astype("category")
+            obs[batch_key] = batch.cat.remove_unused_categories()
+        logged = AnnData(log_normalised(adata.X), obs=obs, var=adata.var[[]])
         sc.pp.highly_variable_genes(
             logged, flavor="seurat", batch_key=batch_key, n_top_genes=n_top_genes
         )

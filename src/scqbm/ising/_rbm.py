@@ -100,6 +100,10 @@ class RBM:
         """Means of the hidden units given ``v``."""
         return _transverse.mean(self.hidden_field(v), self.gamma)
 
+    def hidden_variance(self, v: Tensor) -> Tensor:
+        """Variances of the hidden units given ``v``."""
+        return _transverse.variance(self.hidden_field(v), self.gamma)
+
     def draw_hidden(self, v: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Hidden units given ``v``: bits, or numbers between 0 and 1 in a transverse field."""
         return _transverse.draw(self.hidden_field(v), self.gamma, generator)

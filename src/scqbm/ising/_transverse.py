@@ -34,6 +34,18 @@ def mean(x: Tensor, gamma: Tensor | None = None) -> Tensor:
     return x.sigmoid() if gamma is None else 0.5 + x * _slope(_length(x, gamma)) / 4
 
 
+def variance(x: Tensor, gamma: Tensor | None = None) -> Tensor:
+    """Variance of ``h``: the second derivative of :func:`log_sum`."""
+    if gamma is None:
+        p = x.sigmoid()
+        return p * (1 - p)
+    r = _length(x, gamma)
+    slope, safe = _slope(r), r.clamp(min=1e-3)
+    # the slope's own slope over r, whose limit is -2/3
+    bend = torch.where(r < 1e-3, -2 / 3, (1 - (r * slope).square() - slope) / safe.square())
+    return (slope + x.square() / 4 * bend) / 4
+
+
 def draw(
     x: Tensor,
     gamma: Tensor | None,
@@ -47,6 +59,7 @@ def draw(
         else:
             x.sigmoid_()
         return torch.lt(out.uniform_(generator=generator), x, out=out)
+    gamma = gamma.abs()  # both signs are the same machine
     r = _length(x, gamma)
     total = r.mul(-2).exp_().add_(1)
     up, down = torch.add(-r, x, alpha=0.5).exp_(), torch.add(-r, x, alpha=-0.5).exp_()

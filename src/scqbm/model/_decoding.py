@@ -15,6 +15,7 @@ from scvi.module._constants import MODULE_KEYS
 from torch import Tensor
 
 from scqbm._checks import positive, which_cells
+from scqbm.model._cells import loader_in_order, training_cells
 
 COVARIATES = (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.CAT_COVS_KEY, REGISTRY_KEYS.CONT_COVS_KEY)
 
@@ -62,6 +63,11 @@ def decode(
         raise ValueError(f"`batch` must be one of {names}, not {batch!r}.")
     if library_size is not None:
         positive("library_size", library_size)
+        if getattr(model.module, "use_size_factor_key", False):
+            raise ValueError(
+                "`library_size` cannot be set: the model has a size_factor_key, whose values "
+                "scale the counts."
+            )
     if dataloader is None:
         cells = which_cells(model.adata.n_obs, sources, "sources")
         if len(cells) != len(codes):
@@ -69,7 +75,7 @@ def decode(
                 f"`sources` must name one cell for each of the {len(codes)} codes, "
                 f"not {len(cells)}."
             )
-        loader = model._make_data_loader(model.adata, indices=cells, batch_size=batch_size)
+        loader = loader_in_order(model._make_data_loader, model.adata, cells, batch_size)
     else:
         loader = _repeated(dataloader, len(codes))
     module, counts, batches = model.module, [], []
@@ -112,8 +118,8 @@ def random_cells(
 ) -> np.ndarray:
     """Random cells of a model's data, the training cells by default; each once while they last."""
     if cells is None:
-        cells = getattr(model, "train_indices", None)
-        cells = np.arange(model.adata.n_obs) if cells is None else np.asarray(cells)
+        cells = training_cells(model)
+        cells = np.arange(model.adata.n_obs) if cells is None else cells
     return np.random.default_rng(seed).choice(cells, n, replace=n > len(cells))
 
 

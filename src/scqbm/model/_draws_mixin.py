@@ -45,6 +45,7 @@ class DrawsMixin(_Model):
         machines, shares = self._machines(like, strength, fixed, generator)
         if len(machines) == 1:
             return self._draws_of(machines[0], n_samples, sampler, fixed, generator)
+        shares = shares.to(generator.device)
         of_which = torch.multinomial(shares, n_samples, True, generator=generator)
         counts = torch.bincount(of_which, minlength=len(machines)).tolist()
         codes = [

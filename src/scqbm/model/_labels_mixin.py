@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scqbm import _checks
 from scqbm.ising import RBM, log_partition
+from scqbm.model._cells import training_cells
 from scqbm.model._conditions import Like
 from scqbm.model._draws_mixin import DrawsMixin
 
@@ -95,13 +96,14 @@ class LabelsMixin(_Labelled):
             return pd.DataFrame(probabilities, columns=self._types(), index=names)
         predicted = self._types()[scores.argmax(-1).numpy()]
         if reject > 0:
-            labelled = np.intersect1d(self._labeled_indices, self.train_indices_)
+            trained = training_cells(self)  # none if the model was loaded with other data
+            labelled = np.intersect1d(self._labeled_indices, [] if trained is None else trained)
             if len(labelled) == 0:
                 raise ValueError(
                     "`reject` needs labelled cells among those that this model was trained on: "
                     "there are none."
                 )
-            usual = self._scores({"indices": labelled}).softmax(-1).amax(-1)
+            usual = self._scores({"indices": labelled.astype(int)}).softmax(-1).amax(-1)
             doubtful = scores.softmax(-1).amax(-1) < np.quantile(usual, reject)
             predicted[doubtful.numpy()] = self.unlabeled_category_
         return predicted

@@ -78,7 +78,8 @@ class NewCellsMixin(DrawsMixin):
             Batch of all cells. By default the batch, with the depth and any registered covariates,
             of random training cells.
         library_size
-            Total count that all cells are drawn at, by default those of the same cells.
+            Total count that all cells are drawn at, by default those of the same cells. Not for a
+            model with a ``size_factor_key``.
         like
             Cells of the training data that the new cells resemble: a dict of columns of ``obs``
             and the values they must have, such as ``{"cell_type": "CD14 Mono"}``, a Boolean mask,

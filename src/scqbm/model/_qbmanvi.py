@@ -292,6 +292,8 @@ class QBMANVI(LabelsMixin, QBMVI, SemisupervisedTrainingMixin):
             max_epochs,
             plan_kwargs,
             trainer_kwargs,
+            accelerator=accelerator,
+            trainer_config=trainer_config,
             sampler=sampler,
             sample_every=sample_every,
             checkpoint_every=checkpoint_every,

@@ -14,6 +14,7 @@ from scvi.model import SCVI
 from scvi.model.base import BaseModelClass
 
 from scqbm import _checks
+from scqbm.model._cells import CellsMixin
 from scqbm.model._counts import check_counts
 from scqbm.model._landscape_mixin import LandscapeMixin
 from scqbm.model._latent_mixin import LatentMixin
@@ -47,6 +48,7 @@ class QBMVI(
     ProgramsMixin,
     BoltzmannPriorMixin,
     LatentMixin,
+    CellsMixin,
     SCVI,
     _WithoutData,
 ):
@@ -284,7 +286,7 @@ class QBMVI(
             Epochs; by default a million divided by the number of cells, but 25 to 200, and never
             more than scvi-tools' choice. With more, small data overfit.
         accelerator
-            ``"cpu"``, ``"gpu"``, ``"mps"`` or ``"auto"``.
+            ``"cpu"``, ``"gpu"`` or ``"auto"``.
         devices
             Devices to use, as :class:`lightning.pytorch.Trainer` takes them.
         train_size
@@ -327,6 +329,8 @@ class QBMVI(
             max_epochs,
             plan_kwargs,
             trainer_kwargs,
+            accelerator=accelerator,
+            trainer_config=trainer_config,
             sampler=sampler,
             sample_every=sample_every,
             checkpoint_every=checkpoint_every,

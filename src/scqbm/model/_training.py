@@ -13,6 +13,7 @@ from scvi import settings
 from scvi.model.base import BaseModelClass
 
 from scqbm import _checks
+from scqbm.model._cells import fingerprint
 from scqbm.samplers import Sampler, SamplerError
 from scqbm.train import Checkpoints, check_checkpoint, plan_arguments, trainer_arguments
 
@@ -25,6 +26,8 @@ def prepared(
     plan_kwargs: Any,
     trainer_kwargs: dict[str, Any],
     *,
+    accelerator: str,
+    trainer_config: Any,
     sampler: Sampler | None,
     sample_every: int | None,
     checkpoint_every: int | None,
@@ -33,6 +36,11 @@ def prepared(
     """``plan_kwargs`` and ``trainer_kwargs`` with our own arguments in them."""
     if max_epochs is not None:  # to Lightning, -1 is without end
         _checks.whole("max_epochs", max_epochs)
+    if accelerator == "mps":
+        raise ValueError(
+            "`accelerator` must be 'cpu', 'gpu' or 'auto', not 'mps': Apple's GPUs have no double "
+            "precision, which the sampler needs."
+        )
     for name in trainer_kwargs.keys() & plan_arguments():  # the trainer would be blamed for these
         raise TypeError(
             f"`{name}` is an argument of the training plan: pass "
@@ -44,11 +52,12 @@ def prepared(
         check_checkpoint(trainer_kwargs["ckpt_path"], model.module)
     if checkpoint_every is not None:
         saver = Checkpoints(checkpoint_dir, checkpoint_every)
-        callbacks = [*(trainer_kwargs.get("callbacks") or ()), saver]
+        given = trainer_kwargs.get("callbacks") or as_dict(trainer_config).get("callbacks")
+        callbacks = [*(given or ()), saver]
         trainer_kwargs = {**trainer_kwargs, "callbacks": callbacks}
-    given = {"sampler": sampler, "sample_every": sample_every}
-    given = {name: value for name, value in given.items() if value is not None}
-    return ({**as_dict(plan_kwargs), **given} if given else plan_kwargs), trainer_kwargs
+    ours = {"sampler": sampler, "sample_every": sample_every}
+    ours = {name: value for name, value in ours.items() if value is not None}
+    return ({**as_dict(plan_kwargs), **ours} if ours else plan_kwargs), trainer_kwargs
 
 
 def warn_of_few_cells(model: BaseModelClass) -> None:
@@ -79,6 +88,15 @@ def keeping_what_was_learnt(model: BaseModelClass) -> Iterator[None]:
     except SamplerError:
         model.module.eval()
         model.is_trained_ = True
+        _remember_cells(model)
         raise
+    else:
+        _remember_cells(model)
     finally:
         model._summarise()
+
+
+def _remember_cells(model: Any) -> None:
+    """What ``train_indices`` are positions in: a model can be loaded with other data."""
+    if model._adata is not None:
+        model.trained_on_ = fingerprint(model._adata)

@@ -45,6 +45,7 @@ def landscape(landscape: AnnData, color: str | None = None, ax: Axes | None = No
             f"`color` must be a column of landscape.obs ({list(landscape.obs)}), not {color!r}."
         )
     import networkx as nx
+    from matplotlib import colormaps
     from matplotlib.patheffects import withStroke
 
     obs = landscape.obs
@@ -64,9 +65,18 @@ def landscape(landscape: AnnData, color: str | None = None, ax: Axes | None = No
     sizes = 40 + 2500 * share
     if color is None or pd.api.types.is_numeric_dtype(obs[color]):
         key = color or "energy"
-        finite = obs[key].replace(np.inf, obs[key][np.isfinite(obs[key])].max())
+        known = obs[key][np.isfinite(obs[key])]
+        finite = obs[key].replace(np.inf, known.max() if len(known) else 0.0)
+        shades = colormaps["viridis"].with_extremes(bad="lightgrey")  # of basins without a value
         dots = ax.scatter(
-            xy[:, 0], xy[:, 1], s=sizes, c=finite, cmap="viridis", edgecolor="black", zorder=2
+            xy[:, 0],
+            xy[:, 1],
+            s=sizes,
+            c=finite,
+            cmap=shades,
+            plotnonfinite=True,
+            edgecolor="black",
+            zorder=2,
         )
         ax.figure.colorbar(dots, ax=ax, label=key, shrink=0.7)
     else:

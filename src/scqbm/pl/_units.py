@@ -61,13 +61,18 @@ def units(
     codes = adata.obsm[code_key]
     named = isinstance(codes, pd.DataFrame)
     codes = codes if named else pd.DataFrame(np.asarray(codes))
-    means = codes.groupby(adata.obs[group_key].to_numpy(), observed=True).mean()
+    # cells without scores count nothing, and neither do groups of such cells
+    means = codes.groupby(adata.obs[group_key].to_numpy(), observed=True).mean().dropna()
+    if means.empty:
+        raise ValueError(
+            f"`code_key` {code_key!r} holds no values for the groups in {group_key!r}."
+        )
     chosen = means.var(0).sort_values(ascending=False, kind="stable").index[:n_units]
     means = means[chosen]
     means = means.iloc[_similar(means.to_numpy()), _similar(means.to_numpy().T)]
     if ax is None:
         ax = new_axes(2.5 + 0.2 * means.shape[1], 1.5 + 0.3 * len(means))
-    bits = codes.to_numpy().min() >= 0 and codes.to_numpy().max() <= 1
+    bits = np.nanmin(codes.to_numpy()) >= 0 and np.nanmax(codes.to_numpy()) <= 1
     low, high = (
         (0, 1) if bits else (-np.abs(means.to_numpy()).max(), np.abs(means.to_numpy()).max())
     )

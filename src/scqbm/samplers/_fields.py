@@ -56,6 +56,8 @@ def matching_fields(
     """
     whole("n_chains", n_chains, 2)
     whole("n_steps", n_steps, 2)
+    if hidden is not None and rbm.gamma is not None:
+        raise ValueError("Means of hidden units in a transverse field cannot be asked for.")
     wanted = [visible.to(rbm.W)] if hidden is None else [visible.to(rbm.W), hidden.to(rbm.W)]
     gaussian = [rbm.gaussian, False]
     fields = [torch.zeros_like(rbm.a), torch.zeros_like(rbm.b)]

@@ -34,6 +34,9 @@ class Moments(NamedTuple):
         Means of the products, shape ``(n_visible, n_hidden)``.
     square
         Means of the squared visible units; 1 for spins.
+    hidden_square, product_square
+        Means of the squared hidden units and of the squared products; less than those of spins in
+        a transverse field.
     n_draws
         Number of independent draws behind the means; infinite if they are exact.
     """
@@ -42,12 +45,16 @@ class Moments(NamedTuple):
     hidden: Tensor
     product: Tensor
     square: Tensor
+    hidden_square: Tensor
+    product_square: Tensor
     n_draws: float = float("inf")
 
     def variances(self) -> tuple[Tensor, Tensor]:
         """Variances of a single draw: of all units, visible ones first, and of the products."""
-        first = torch.cat([self.square - self.visible.square(), 1 - self.hidden.square()])
-        return first.clamp(min=0), (self.square[:, None] - self.product.square()).clamp(min=0)
+        means = torch.cat([self.visible, self.hidden])
+        first = torch.cat([self.square, self.hidden_square]) - means.square()
+        second = self.product_square - self.product.square()
+        return first.clamp(min=0), second.clamp(min=0)
 
 
 @torch.no_grad()
@@ -93,9 +100,9 @@ def moments(
 
 def mean_of(seen: list[Moments], n_draws: float) -> Moments:
     """Mean over queries, which rests on ``n_draws`` independent draws in all."""
-    parts = zip(*(one[:4] for one in seen), strict=True)
-    visible, hidden, product, square = (torch.stack(part).mean(0) for part in parts)
-    return Moments(visible, hidden, product, square, n_draws)
+    parts = zip(*(one[:6] for one in seen), strict=True)
+    v, s, vs, vv, ss, vvss = (torch.stack(part).mean(0) for part in parts)
+    return Moments(v, s, vs, vv, ss, vvss, n_draws)
 
 
 def of_draws(rbm: RBM, draws: Draws) -> Moments:
@@ -103,8 +110,19 @@ def of_draws(rbm: RBM, draws: Draws) -> Moments:
     v = draws.visible.double() if rbm.gaussian else bits_to_spins(draws.visible.double())
     s = bits_to_spins(draws.hidden.double())
     w = v.new_ones(len(v)) if draws.weights is None else draws.weights.double()
-    w = w / w.sum()
-    return Moments(w @ v, w @ s, (v * w[:, None]).T @ s, w @ v.square(), float(len(v)))
+    return _means(w / w.sum(), v, s, v.square(), s.square(), float(len(v)))
+
+
+def _means(
+    w: Tensor, v: Tensor, s: Tensor, v_square: Tensor, s_square: Tensor, n_draws: float
+) -> Moments:
+    """Of states with weights ``w``, in each of which the two layers are independent."""
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return (a * w[:, None]).T @ b
+
+    squares = w @ v_square, w @ s_square, product(v_square, s_square)
+    return Moments(w @ v, w @ s, product(v, s), *squares, n_draws)
 
 
 def _enumerated(rbm: RBM) -> Moments:
@@ -118,12 +136,12 @@ def _enumerated(rbm: RBM) -> Moments:
         w, first = p[first : first + len(energy)], first + len(energy)
         field, s = rbm.visible_field(h), bits_to_spins(h)
         v = field if rbm.gaussian else bits_to_spins(field.sigmoid())
-        square = w @ (v.square() + 1) if rbm.gaussian else w.sum() * torch.ones_like(rbm.a)
-        parts.append((w @ v, w @ s, (v * w[:, None]).T @ s, square))
-    v, s, product, square = (torch.stack(part).sum(0) for part in zip(*parts, strict=True))
+        square = v.square() + 1 if rbm.gaussian else torch.ones_like(v)
+        parts.append(_means(w, v, s, square, torch.ones_like(s), 0.0)[:-1])
+    v, s, vs, vv, ss, vvss = (torch.stack(part).sum(0) for part in zip(*parts, strict=True))
     if swapped:
-        return Moments(s, v, product.T, torch.ones_like(s))
-    return Moments(v, s, product, square)
+        return Moments(s, v, vs.T, ss, vv, vvss.T)
+    return Moments(v, s, vs, vv, ss, vvss)
 
 
 def _enumerated_quantum(rbm: RBM) -> Moments:
@@ -132,4 +150,5 @@ def _enumerated_quantum(rbm: RBM) -> Moments:
     p = torch.softmax(-torch.cat([energy for _, energy in states]), 0)
     visible = torch.cat([v for v, _ in states])
     v, s = bits_to_spins(visible), bits_to_spins(rbm.hidden_mean(visible))
-    return Moments(p @ v, p @ s, (v * p[:, None]).T @ s, torch.ones_like(rbm.a))
+    s_square = s.square() + 4 * rbm.hidden_variance(visible)
+    return _means(p, v, s, torch.ones_like(v), s_square, float("inf"))

@@ -56,6 +56,7 @@ class TemperingSampler(Sampler):
         shape = (self.n_replicas, n_draws, rbm.n_visible)
         like = {"dtype": rbm.W.dtype, "device": rbm.W.device}
         n_sweeps = self.n_sweeps
+        state = state if state and "scales" in state else {}  # not that of another sampler
         if state and state["visible"].shape == shape:
             ladders = _Ladders(
                 rbm,
@@ -63,6 +64,9 @@ class TemperingSampler(Sampler):
                 state["level"].to(like["device"], copy=True),
                 state["scales"].to(like["device"], copy=True),
             )
+            if "rate" in state:  # not in checkpoints of earlier versions
+                ladders.rate = state["rate"].to(like["device"], copy=True)
+                ladders.n_done = int(state["n_done"])
         else:
             v = draw_units(rbm.a.expand(shape), rbm.gaussian, generator)
             level = torch.arange(self.n_replicas, device=like["device"])
@@ -86,6 +90,8 @@ class TemperingSampler(Sampler):
                 "visible": ladders.v.view(shape),
                 "level": ladders.level,
                 "scales": ladders.scales,
+                "rate": ladders.rate,
+                "n_done": torch.tensor(ladders.n_done),
             },
             info={"swap_rate": swapped.min().item(), "swap_rate_mean": swapped.mean().item()},
         )
@@ -102,6 +108,7 @@ class _Ladders:
         self.scales = scales
         self.h = rbm.W.new_empty(len(self.v), rbm.n_hidden)
         self.rate = scales.new_ones(len(scales) - 1)  # of accepted swaps, by rung
+        self.n_done = 0  # sweeps so far: even and odd rungs take turns
         # as RBM.hidden_field and visible_field, but without the biases, which are not scaled
         centre = rbm.hidden_field(torch.zeros_like(rbm.a)) - rbm.b
         self.centre, self.W, self.W_t = centre, rbm.W, rbm.W.T.contiguous()
@@ -124,7 +131,7 @@ class _Ladders:
             draw_hidden(field, rbm.gamma, generator, h).sub_(0.5)
             # both layers are known here: the log odds of a swap are differences of their coupling
             coupling = torch.mul(x, h, out=field).sum(-1).view(self.shape).gather(0, holder)
-            first = sweep % 2
+            first = (self.n_done + sweep) % 2
             low, high = slice(first, rungs - 1, 2), slice(first + 1, rungs, 2)
             odds = gaps[first::2, None] * (coupling[low] - coupling[high])
             u.uniform_(generator=generator)
@@ -139,7 +146,10 @@ class _Ladders:
             torch.mm(h, self.W_t, out=back)
             torch.addcmul(rbm.a, back, s, out=back)
             draw_units(back, rbm.gaussian, generator, out=v)
-        self.rate = (accepted.mean(1) / tried.clamp(min=1).squeeze(1)).double()
+        self.n_done += n_sweeps
+        tried = tried.squeeze(1)
+        rate = (accepted.mean(1) / tried.clamp(min=1)).double()
+        self.rate = torch.where(tried > 0, rate, self.rate)  # one sweep tries every other rung
         return self.rate
 
     def adapt(self) -> None:

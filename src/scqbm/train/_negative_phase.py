@@ -91,7 +91,9 @@ class NegativePhase(Callback):
             return
         torch.set_rng_state(restored["torch_rng"])
         if trainer.global_rank == 0:  # the checkpoint holds rank 0's chains only
-            self.generator.set_state(restored["generator"])
+            # of another kind of device it has another size, and cannot be gone on with
+            if len(restored["generator"]) == len(self.generator.get_state()):
+                self.generator.set_state(restored["generator"])
             if restored.get("draws"):  # not in those of earlier versions
                 self._draws = [Draws(**draws) for draws in restored["draws"]]
                 self._deliver(prior)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -110,9 +111,20 @@ class BoltzmannPlanMixin(EpochMeansMixin):
         epochs = self.trainer.max_epochs or 0
         if self.n_epochs_constant_lr is None or self.reduce_lr_on_plateau or epochs < 1:
             return config
-        falling = Falling(epochs, self.n_epochs_constant_lr)
+        # a partial has nothing to store: a resumed training falls by its own number of epochs
+        falling = partial(Falling(epochs, self.n_epochs_constant_lr))
         scheduler = LambdaLR(config["optimizer"], falling)
         return config | {"lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    def on_train_start(self) -> None:
+        """Begin a resumed training with its own learning rates, not the checkpoint's."""
+        super().on_train_start()
+        schedulers = self.lr_schedulers()
+        if self.trainer.current_epoch > 0 and isinstance(schedulers, LambdaLR):
+            of_group = zip(schedulers.base_lrs, schedulers.lr_lambdas, strict=True)
+            rates = [base * factor(schedulers.last_epoch) for base, factor in of_group]
+            for group, rate in zip(schedulers.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
 
     def on_fit_start(self) -> None:
         """Train in training mode, also a model that was trained before.
