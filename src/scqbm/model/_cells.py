@@ -69,10 +69,11 @@ class InOrder:
 
 
 def loader_in_order(
-    make: Callable[..., Any], adata: AnnData, indices: Any, batch_size: int, **kwargs: Any
+    make: Callable[..., Any], adata: AnnData | None, indices: Any, batch_size: int, **kwargs: Any
 ) -> Any:
     """A loader as ``make`` gives it, or one that keeps the order of backed cells."""
-    if adata.isbacked and indices is not None and not kwargs.get("shuffle"):
+    backed = adata is not None and adata.isbacked
+    if backed and indices is not None and not kwargs.get("shuffle"):
         cells = np.asarray(indices)
         cells = np.flatnonzero(cells) if cells.dtype == bool else cells
         if len(cells) > 1 and np.any(np.diff(cells) <= 0):
