@@ -72,7 +72,7 @@ def moments(v, h, weights=None):
 def check_chains(model, phase):
     """Error of the chains' moments, and that of as many independent draws."""
     rbm = model.module.prior.rbm()
-    chains = phase.sampler.sample(rbm, phase.n_draws, phase._draws.state, phase._generator)
+    chains = phase.sampler.sample(rbm, phase.n_draws, phase._draws[0].state, phase.generator)
     reference = GibbsSampler(n_sweeps=10_000, n_anneal=2000).sample(
         rbm, 2048, None, torch.Generator().manual_seed(1)
     )
